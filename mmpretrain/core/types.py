@@ -1,0 +1,105 @@
+"""The things that flow from tar member to report, and the protocols where packages meet.
+
+Frozen dataclasses outside `nn.Module`s; what crosses a module or the engine is a plain dict of tensors,
+because ZeRO-3's hooks do not see into dataclasses. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TensorDict = dict[str, "Tensor"]
+Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample as it stands in a shard; (source, shard, ordinal) is its identity, `key` its name."""
+
+    source: str
+    shard: str
+    ordinal: int
+    key: str
+    members: Mapping[str, bytes]
+    """Extension in lower case without the leading dot -> bytes of that member."""
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """Shape of one row (without the batch dimension) and NumPy dtype name of a batch field."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A sample that was not used, and why; one line of the ledger."""
+
+    source: str
+    shard: str
+    ordinal: int
+    key: str
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank.
+
+    `tensors` holds, for each modality m of the run: its inputs under "m" (and "m.mask" where tokens can be
+    padding), and "m.present", bool [B], False for rows that lack the modality. Beside them "position",
+    int64 [B], the global sample position, and "draw", int64 [B], the row's random key
+    (`core.seeding.row_key(seed, position)`): all that is random about a row follows from it.
+    """
+
+    tensors: TensorDict
+    keys: tuple[str, ...]
+    """Sample keys in row order, "shard-name/key" so that they are unique across shards."""
+    skips: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer step did; immutable, the same on every rank, handed to hooks and trackers."""
+
+    step: int
+    """Number of steps finished, this one included; the first report has step 1."""
+    samples: int
+    """Samples consumed since position 0."""
+    metrics: Mapping[str, float]
+    """Names of the metric table: "train/loss", "train/loss_<objective>", "train/lr", ..."""
+    skipped: bool = False
+    """The optimizer left its weights unchanged because a loss or gradient was not finite."""
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    """This rank's sample keys of the step."""
+
+
+class Codec(Protocol):
+    """The bytes side of a modality: members of a raw sample in, fixed-shape arrays out."""
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        """What `decode` returns: names begin with the modality ("image", "text", "text.mask")."""
+        ...
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """Member extensions this codec reads; a sample needs at least one of them."""
+        ...
+
+    def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
+        """Decode one sample; `draw` seeds augmentation, None means none (evaluation).
+
+        Raises SampleError when the sample cannot be used.
+        """
+        ...

@@ -1,0 +1,31 @@
+"""What every fusion is: tokens of several modalities in, tokens that know of each other and one pooled vector out."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mmpretrain.core.config import Config
+from mmpretrain.core.types import TensorDict
+
+
+class Fusion(nn.Module):
+    """Joins modalities. Shape legend: B rows, L_m tokens of modality m, D fusion width."""
+
+    width: int
+    """D of everything that leaves."""
+
+    def forward(self, tokens: TensorDict, masks: Mapping[str, Tensor | None]) -> TensorDict:
+        """Map {m: [B, L_m, D_m]} and {m: bool [B, L_m] or None} to {m: [B, L_m, D], "pooled": [B, D]}.
+
+        Modalities may be any non-empty subset of those the fusion was built for; masks are True where a token counts.
+        """
+        raise NotImplementedError
+
+
+class FusionConfig(Config):
+    """Config of a fusion; subclasses add `kind: Literal[...]`."""
+
+    @abstractmethod
+    def build(self, widths: Mapping[str, int]) -> Fusion | None:
+        """A fusion over towers of these widths; None for late fusion, where only embeddings meet."""

@@ -1,0 +1,52 @@
+"""What a modality offers: a codec (bytes side) and stems (tensor side), each made from its config class.
+
+Enter: tar members. Leave: fixed-shape arrays (codec), then tokens of the tower's width (stem).
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mmpretrain.core.config import Config
+from mmpretrain.core.types import Codec, FieldSpec
+
+
+class Stem(nn.Module):
+    """Turns one modality's inputs into content tokens with positions; shape legend: B rows, L tokens, D width."""
+
+    num_tokens: int
+    """L, fixed for the tower (static shapes)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs [B, ...] as the batch holds them (uint8 pixels, int64 ids) to tokens [B, L, D]."""
+        raise NotImplementedError
+
+
+class StemConfig(Config):
+    """Config of a stem; subclasses add `kind: Literal[...]` and the modality they serve."""
+
+    @property
+    @abstractmethod
+    def modality(self) -> str:
+        """Batch field the stem reads: "image", "text", ..."""
+
+    @property
+    @abstractmethod
+    def input_field(self) -> FieldSpec:
+        """Shape and dtype of one input row: what the codec must produce."""
+
+    @abstractmethod
+    def build(self, width: int) -> Stem:
+        """A freshly initialised stem that emits tokens of `width`."""
+
+
+class CodecConfig(Config):
+    """Config of a codec; subclasses add `kind: Literal["<modality>"]`.
+
+    Sizes are not repeated here: they come from the model's towers as `input_field`.
+    """
+
+    @abstractmethod
+    def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Codec:
+        """A codec that produces the field(s) of `inputs` for its modality; `tokenizer` is a local folder or hub name."""

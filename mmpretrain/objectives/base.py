@@ -1,0 +1,124 @@
+"""What every objective is: it asks the model for encodings and returns a sum whose count it can tell beforehand.
+
+The loss of a step is sum / count over the whole global batch, whatever the ranks and chunks: each rank reports its
+sum, the engine scales by W / count. Counts follow from the batch alone, so they are known before any forward.
+
+Parameters live in small child modules whose own `forward` uses them (ZeRO-3 gathers at module borders); the methods
+here are plain methods, so that arguments other than tensors may pass.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from mmpretrain.core.config import Config
+from mmpretrain.core.types import TensorDict
+
+
+@dataclass(frozen=True)
+class TowerFacts:
+    """What an objective's head must know of a tower to be built."""
+
+    width: int
+    num_tokens: int
+    """Content tokens, the class token not counted."""
+    num_prefix: int
+    """Tokens before the content (class token): tokens = [prefix, content]."""
+    vocab_size: int | None = None
+    patch_shape: tuple[int, ...] | None = None
+    """Channels and sizes of one patch, e.g. (3, 16, 16); None for towers without patches."""
+    special_ids: tuple[int, ...] = ()
+    """Token ids that are never masked nor predicted (pad, bos, eos, cls, sep, mask)."""
+    mask_id: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What an objective may know of the model when it builds its head."""
+
+    embed_dim: int
+    towers: Mapping[str, TowerFacts]
+    fusion_width: int | None
+    """None without a fusion."""
+
+
+class Encoder(Protocol):
+    """The model as objectives see it, for one chunk; equal requests are computed once."""
+
+    @property
+    def batch(self) -> TensorDict: ...
+
+    def tower(self, modality: str, *, ids: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
+        """Run a tower: {"tokens": [B, P + L, D], "mask": bool [B, P + L] if padding, "pooled": [B, D]}.
+
+        `ids`, int64 [B, L], replaces a text tower's ids (masked language modelling); `keep`, int64 [B, K], lets a
+        native patch tower see only those content tokens (masked autoencoding).
+        """
+        ...
+
+    def embed(self, modality: str) -> Tensor:
+        """The clean projection of a modality: fp32 [B, embed_dim] of unit norm."""
+        ...
+
+    def fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
+        """Run the fusion over tower outputs: {m: [B, P + L_m, D], "pooled": [B, D]}."""
+        ...
+
+    def token_embedding(self, modality: str) -> Tensor:
+        """The [vocab, D] matrix of a text tower, for tied heads."""
+        ...
+
+    def patches(self, modality: str) -> Tensor:
+        """The inputs cut as the stem cuts them, normalised, fp32: [B, L, prod(patch_shape)]."""
+        ...
+
+
+class Objective(nn.Module):
+    """A loss with its head. Shape legend: b rows of a chunk, B rows of the rank in the step, W ranks."""
+
+    spans_batch: ClassVar[bool] = False
+    """True when a row's loss depends on other rows: the rank's whole share then runs in one engine forward."""
+
+    @abstractmethod
+    def count(self, batch: TensorDict) -> Tensor:
+        """Number of targets in these rows, fp32 [], from the batch alone, no gradient, no communication."""
+
+    @abstractmethod
+    def encode(self, encoder: Encoder) -> TensorDict:
+        """Work on one chunk. An objective of independent rows returns {"sum": fp32 [1]}; one that spans the batch
+        returns row-aligned tensors [b, ...] that are concatenated over chunks before `reduce`."""
+
+    def reduce(self, parts: TensorDict) -> Tensor:
+        """Turn concatenated parts into this rank's sum, fp32 []. May communicate (every rank calls it in lockstep);
+        gradient flows through the communication."""
+        return parts["sum"].sum()
+
+    def metrics(self, parts: TensorDict) -> TensorDict:
+        """Further scalars to log (fp32 [], already global), without gradient, e.g. {"logit_scale": ...}."""
+        return {}
+
+
+class ObjectiveConfig(Config):
+    """Config of an objective; subclasses add `kind: Literal[...]`."""
+
+    weight: float = 1.0
+    """Factor of this objective in the total loss."""
+
+    @property
+    @abstractmethod
+    def modalities(self) -> tuple[str, ...]:
+        """Towers the objective needs; a config that names an absent one is refused."""
+
+    @property
+    def needs_fusion(self) -> bool:
+        """Whether the objective reads fused tokens; a config without fusion is then refused."""
+        return False
+
+    @abstractmethod
+    def build(self, facts: ModelFacts) -> Objective:
+        """A freshly initialised objective with its head."""

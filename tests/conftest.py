@@ -1,0 +1,16 @@
+"""Fixtures every test may use: the folder of real photos and clips, found by an environment variable."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real media; tests that need it are skipped, saying so, where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MMPRETRAIN_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set MMPRETRAIN_TEST_DATA to the folder that holds flickr1k/")
+    return folder
