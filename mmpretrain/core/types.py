@@ -41,6 +41,18 @@ class FieldSpec:
 
 
 @dataclass(frozen=True)
+class TokenizerFacts:
+    """What a text tower must know of its tokenizer; an id is None where the tokenizer has no such token."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int | None = None
+    mask_id: int | None = None
+    special_ids: tuple[int, ...] = ()
+    """Every special id, those above included: never masked nor predicted."""
+
+
+@dataclass(frozen=True)
 class Skip:
     """A sample that was not used, and why; one line of the ledger."""
 

@@ -5,11 +5,12 @@ Enter: tar members. Leave: fixed-shape arrays (codec), then tokens of the tower'
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Self
 
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
-from mmpretrain.core.types import Codec, FieldSpec
+from mmpretrain.core.types import Codec, FieldSpec, TokenizerFacts
 
 
 class Stem(nn.Module):
@@ -35,6 +36,10 @@ class StemConfig(Config):
     @abstractmethod
     def input_field(self) -> FieldSpec:
         """Shape and dtype of one input row: what the codec must produce."""
+
+    def with_tokenizer(self, facts: TokenizerFacts) -> Self:
+        """This config with what it left to the tokenizer filled in; stems without words return themselves."""
+        return self
 
     @abstractmethod
     def build(self, width: int) -> Stem:

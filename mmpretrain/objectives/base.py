@@ -69,8 +69,11 @@ class Encoder(Protocol):
         """Run the fusion over tower outputs: {m: [B, P + L_m, D], "pooled": [B, D]}."""
         ...
 
-    def token_embedding(self, modality: str) -> Tensor:
-        """The [vocab, D] matrix of a text tower, for tied heads."""
+    def vocabulary_logits(self, modality: str, hidden: Tensor) -> Tensor:
+        """Score hidden states [N, D] of a text tower's width against its word embeddings: [N, vocab], for tied heads.
+
+        A forward of the embedding module itself, so that ZeRO-3 gathers the matrix.
+        """
         ...
 
     def patches(self, modality: str) -> Tensor:
