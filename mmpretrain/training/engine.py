@@ -1,0 +1,167 @@
+"""The only place that runs DeepSpeed: one global batch in, one optimizer step out, whatever the stage and the ranks.
+
+Enter: a freshly built model and the run's config. Leave: `StepResult` of one step. Refuses fp16 without CUDA and
+DeepSpeed options that contradict the run's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import deepspeed
+import torch
+from torch import Tensor
+
+from mmpretrain.config import RunConfig
+from mmpretrain.core.collectives import all_reduce_sum, world_size
+from mmpretrain.core.errors import ClusterError, ConfigError
+from mmpretrain.core.types import Batch, TensorDict
+from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.training.optimizer import build_optimizer
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did; sums and counts are over the global batch."""
+
+    losses: Mapping[str, Tensor]
+    """Objective -> sum of this rank, fp32 []; divide by `counts` after summing over ranks."""
+    counts: Mapping[str, Tensor]
+    """Objective -> targets in the global batch, fp32 []."""
+    metrics: Mapping[str, Tensor]
+    grad_norm: float
+    """Global L2 norm before clipping; not finite when the step was skipped."""
+    skipped: bool
+
+
+class Engine:
+    """A DeepSpeed engine around the model; `step` holds the accumulation and scaling rules of the design."""
+
+    def __init__(self, model: MultimodalTransformer, config: RunConfig, device: torch.device) -> None:
+        self.device = device
+        self.config = config
+        self.model = model
+        model.autocast_dtype = AUTOCAST[config.precision]
+        model.set_activation_checkpointing(config.engine.activation_checkpointing)
+        accumulation = config.global_batch_size // (config.micro_batch_size * world_size())
+        self.backwards_per_step = 1 if model.spans_batch else accumulation
+        self.deepspeed = _initialize(model, config, self.backwards_per_step)
+
+    @property
+    def stage(self) -> int:
+        return self.config.zero_stage
+
+    def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
+        """Train on this rank's micro-batches of one global batch. Communicates."""
+        micro = [self.to_device(batch.tensors) for batch in batches]
+        counts = self._global_counts(micro)
+        scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        skipped_before = self.deepspeed.skipped_steps
+        outputs = [self._forward_backward(part, scales) for part in self._parts(micro)]
+        return StepResult(
+            losses={name: _total(outputs, f"sum.{name}") for name in counts},
+            counts=counts,
+            metrics=_means(outputs, "metric."),
+            grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
+            skipped=self.deepspeed.skipped_steps > skipped_before,
+        )
+
+    def to_device(self, tensors: TensorDict) -> TensorDict:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def _parts(self, micro: list[TensorDict]) -> list[list[TensorDict]]:
+        """What goes through one engine forward: the whole share of the rank when a loss spans the batch."""
+        return [micro] if self.backwards_per_step == 1 else [[one] for one in micro]
+
+    def _forward_backward(self, part: list[TensorDict], scales: TensorDict) -> TensorDict:
+        output: TensorDict = self.deepspeed(part, scales)
+        loss = output["loss"]
+        # A loss that is not finite must reach every rank's gradient, even where its own derivative is finite.
+        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        self.deepspeed.step()
+        return {name: value.detach() for name, value in output.items()}
+
+    def _global_counts(self, micro: list[TensorDict]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            counts = self.model.counts(micro)
+        names = sorted(counts)
+        packed = all_reduce_sum(torch.stack([counts[name] for name in names]))
+        return dict(zip(names, packed.unbind(), strict=True))
+
+
+def _total(outputs: Sequence[TensorDict], name: str) -> Tensor:
+    return torch.stack([output[name] for output in outputs]).sum()
+
+
+def _means(outputs: Sequence[TensorDict], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in outputs[0] if name.startswith(prefix)]
+    return {
+        name.removeprefix(prefix): torch.stack([output[name].float() for output in outputs]).mean() for name in names
+    }
+
+
+def check_precision(config: RunConfig, device: torch.device) -> None:
+    """Refuse fp16 where the device cannot hold it."""
+    if config.precision == "fp16" and device.type != "cuda":
+        raise ClusterError(
+            f"precision: fp16 needs a CUDA device and this run is on {device.type}; use precision: bf16 or fp32"
+        )
+
+
+def deepspeed_config(config: RunConfig, backwards_per_step: int, world: int) -> dict[str, object]:
+    """DeepSpeed's own dictionary, generated; `engine.deepspeed` adds what is not modelled here."""
+    stage = config.zero_stage
+    zero: dict[str, object] = {"stage": stage}
+    if stage >= 1 and config.engine.offload == "optimizer":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if stage == 3:
+        zero["memory_efficient_linear"] = False
+    generated: dict[str, object] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": backwards_per_step,
+        "train_batch_size": backwards_per_step * world,
+        "gradient_clipping": config.optimizer.clip_grad_norm if stage else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if config.precision == "fp16":
+        generated["torch_autocast"] = {"enabled": True, "dtype": "float16"}
+    return _merged(generated, config.engine.deepspeed, "engine.deepspeed")
+
+
+def _merged(ours: dict[str, object], extra: Mapping[str, object], path: str) -> dict[str, object]:
+    merged = dict(ours)
+    for key, value in extra.items():
+        here = merged.get(key)
+        if isinstance(here, dict) and isinstance(value, Mapping):
+            merged[key] = _merged(here, value, f"{path}.{key}")
+        elif key in merged and here != value:
+            raise ConfigError(
+                f"{path}.{key}: {value!r} contradicts {here!r}, which the run's own settings give; remove it and use "
+                f"the run's key instead"
+            )
+        else:
+            merged[key] = value
+    return merged
+
+
+def _initialize(model: MultimodalTransformer, config: RunConfig, backwards_per_step: int) -> deepspeed.DeepSpeedEngine:
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # On CPU this op is compiled at start-up, which takes half a minute and a compiler; gloo does without.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer, config.zero_stage),
+        config=deepspeed_config(config, backwards_per_step, world_size()),
+    )
+    return engine

@@ -1,0 +1,149 @@
+"""What a rank owns of parameters and optimizer state under each ZeRO stage, as flat fragments of named tensors.
+
+Enter: a DeepSpeed engine. Leave: views into its fp32 master weights and moments with their place in the parameter;
+writing to the views and calling `refresh` loads a checkpoint. This file alone knows DeepSpeed 0.19.8's internals.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KEYS = ("master", *MOMENTS)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [offset, offset + len(view)) of the flattened tensor `name`, of kind `key`."""
+
+    name: str
+    key: str
+    """"master", "exp_avg" or "exp_avg_sq" of a trained parameter; "replica" of a frozen one or a buffer."""
+    offset: int
+    view: Tensor
+    owned: bool
+    """Whether this rank writes it; replicated fragments are read by all and written by one."""
+
+
+class EngineLike(Protocol):
+    """The parts of a DeepSpeed engine used here."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    global_rank: int
+    world_size: int
+
+
+def fragments(engine: EngineLike, stage: int) -> Iterator[Fragment]:
+    """All fragments this rank holds; the optimizer's state is created where it does not exist yet."""
+    ensure_optimizer_state(engine, stage)
+    trained = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+    per_stage = {0: _replicated, 1: _flat_partitions, 2: _flat_partitions, 3: _parameter_partitions}[stage]
+    yield from per_stage(engine, trained)
+    yield from _untrained(engine, stage)
+
+
+def ensure_optimizer_state(engine: EngineLike, stage: int) -> None:
+    """Give every optimizer parameter AdamW's zero state, as its first step would."""
+    inner = inner_optimizer(engine, stage)
+    for group in inner.param_groups:
+        for parameter in group["params"]:
+            state = inner.state[parameter]
+            if "step" not in state:
+                device = parameter.device if group.get("fused") else torch.device("cpu")
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for key in MOMENTS:
+                if key not in state:
+                    state[key] = torch.zeros_like(parameter.data)
+
+
+def inner_optimizer(engine: EngineLike, stage: int) -> torch.optim.Optimizer:
+    """The torch optimizer that holds moments and steps; ZeRO wraps it from stage 1 on."""
+    if stage == 0:
+        return engine.optimizer
+    inner: torch.optim.Optimizer = engine.optimizer.optimizer  # type: ignore[attr-defined]
+    return inner
+
+
+def get_optimizer_step(engine: EngineLike, stage: int) -> int:
+    """Number of updates AdamW has applied (skipped steps are not counted)."""
+    ensure_optimizer_state(engine, stage)
+    inner = inner_optimizer(engine, stage)
+    return int(inner.state[inner.param_groups[0]["params"][0]]["step"].item())
+
+
+def set_optimizer_step(engine: EngineLike, stage: int, step: int) -> None:
+    inner = inner_optimizer(engine, stage)
+    for group in inner.param_groups:
+        for parameter in group["params"]:
+            inner.state[parameter]["step"].fill_(float(step))
+
+
+def refresh(engine: EngineLike, stage: int) -> None:
+    """Bring the working copies in line with the master weights that were just written. Communicates at 1 to 3."""
+    optimizer = engine.optimizer
+    if stage in (1, 2):
+        optimizer.update_lp_params()  # type: ignore[attr-defined]
+    elif stage == 3:
+        for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):  # type: ignore[attr-defined]
+            optimizer.fp16_partitioned_groups_flat[index].data.copy_(master.data)  # type: ignore[attr-defined]
+            optimizer._unflatten_partitioned_parameters(index)  # type: ignore[attr-defined]
+        persistent = optimizer.persistent_parameters  # type: ignore[attr-defined]
+        if persistent:
+            persistent[0].partition(persistent)
+            persistent[0].all_gather(persistent)
+
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def _replicated(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
+    for index, (name, parameter) in enumerate(trained):
+        owned = index % engine.world_size == engine.global_rank
+        yield Fragment(name, "master", 0, parameter.data.view(-1), owned)
+        for key in MOMENTS:
+            yield Fragment(name, key, 0, engine.optimizer.state[parameter][key].view(-1), owned)
+
+
+def _flat_partitions(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
+    optimizer = engine.optimizer
+    flats = optimizer.single_partition_of_fp32_groups  # type: ignore[attr-defined]
+    state = inner_optimizer(engine, 1).state
+    for name, parameter in trained:
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            continue
+        offset, place = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+        flat = flats[mapping.param_group_index]
+        yield Fragment(name, "master", offset, mapping.hp_fragment, True)
+        for key in MOMENTS:
+            yield Fragment(name, key, offset, state[flat][key].narrow(0, place.start, place.numel), True)
+
+
+def _parameter_partitions(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
+    for name, parameter in trained:
+        for key in KEYS:
+            state_key = () if key == "master" else (key,)
+            partition = engine.optimizer._get_fp32_opt_state_partition(parameter, True, *state_key)[0]  # type: ignore[attr-defined]
+            yield from _clipped(engine, name, key, partition, parameter.ds_numel)  # type: ignore[attr-defined]
+
+
+def _untrained(engine: EngineLike, stage: int) -> Iterator[Fragment]:
+    frozen = [(n, p) for n, p in engine.module.named_parameters() if not p.requires_grad]
+    if stage == 3:
+        for name, parameter in frozen:
+            yield from _clipped(engine, name, "replica", parameter.ds_tensor, parameter.ds_numel)  # type: ignore[attr-defined]
+        frozen = []
+    for index, (name, tensor) in enumerate([*frozen, *engine.module.named_buffers()]):
+        yield Fragment(name, "replica", 0, tensor.data.view(-1), index % engine.world_size == engine.global_rank)
+
+
+def _clipped(engine: EngineLike, name: str, key: str, partition: Tensor, numel: int) -> Iterator[Fragment]:
+    """ZeRO-3 pads a parameter's last partition; only the part inside the parameter exists."""
+    offset = partition.numel() * engine.global_rank
+    length = min(partition.numel(), numel - offset)
+    if length > 0:
+        yield Fragment(name, key, offset, partition.view(-1).narrow(0, 0, length), True)

@@ -1,0 +1,178 @@
+"""The files of a checkpoint: its manifest, what damages it, and reading any range of any tensor from it.
+
+Enter: a checkpoint folder. Leave: the manifest, whole tensors or ranges. Refuses files whose size or SHA-256 differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mmpretrain.core.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: all that is not a tensor and must survive."""
+
+    step: int
+    samples: int
+    data_hash: str
+    """Hash of what fixes the order of samples; a resume under another one is refused."""
+    wandb_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [offset, offset + length) of one tensor, and the file that holds them."""
+
+    offset: int
+    length: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds; written last."""
+
+    position: Position
+    zero_stage: int
+    world_size: int
+    optimizer_step: int
+    shapes: Mapping[str, list[int]]
+    pieces: Mapping[str, Mapping[str, list[Piece]]]
+    """Tensor name -> kind ("master", "exp_avg", "exp_avg_sq", "replica") -> pieces by rising offset."""
+    files: Mapping[str, tuple[int, str]]
+    """File name -> (size in bytes, SHA-256)."""
+    format: int = FORMAT
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest's form; CheckpointError names what is wrong."""
+    try:
+        raw = json.loads((path / "manifest.json").read_text())
+        if raw["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {raw['format']}, this version reads format {FORMAT}")
+        return Manifest(
+            position=Position(**raw["position"]),
+            zero_stage=raw["zero_stage"],
+            world_size=raw["world_size"],
+            optimizer_step=raw["optimizer_step"],
+            shapes=raw["shapes"],
+            pieces={
+                name: {key: [Piece(*piece) for piece in pieces] for key, pieces in kinds.items()}
+                for name, kinds in raw["pieces"].items()
+            },
+            files={name: (int(size), str(digest)) for name, (size, digest) in raw["files"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise CheckpointError(f"{path}: no readable manifest ({fault})") from fault
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All parameters (fp32 masters) and buffers of a checkpoint as whole tensors on the CPU."""
+    manifest = read_manifest(path)
+    fault = damage(path, manifest, range(len(manifest.files)))
+    if fault:
+        raise CheckpointError(f"{path}: {fault}")
+    weights: dict[str, Tensor] = {}
+    with Reader(path) as reader:
+        for name, kinds in manifest.pieces.items():
+            key = "master" if "master" in kinds else "replica"
+            length = sum(piece.length for piece in kinds[key])
+            flat = reader.read(name, key, kinds[key], 0, length)
+            weights[name] = flat.view(manifest.shapes[name])
+    return weights
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into the folder."""
+    content = asdict(manifest)
+    content["pieces"] = {
+        name: {key: [(p.offset, p.length, p.file) for p in parts] for key, parts in kinds.items()}
+        for name, kinds in manifest.pieces.items()
+    }
+    (path / "manifest.json").write_text(json.dumps(content))
+
+
+def retain(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Delete checkpoints that neither rule keeps. One rank calls it, after a save."""
+    paths = sorted(folder.glob("step-*"))
+    for path in paths[:-keep_last]:
+        if not keep_every or int(path.name.removeprefix("step-")) % keep_every:
+            shutil.rmtree(path)
+
+
+def damage(path: Path, manifest: Manifest, indices: Iterable[int]) -> str | None:
+    """What is wrong with the files of these indices (in sorted order); None when nothing is."""
+    files = sorted(manifest.files)
+    for index in indices:
+        size, digest = manifest.files[files[index]]
+        file = path / files[index]
+        if not file.is_file():
+            return f"{files[index]} is missing"
+        if file.stat().st_size != size:
+            return f"{files[index]} has {file.stat().st_size} bytes, {size} were written"
+        if sha256(file) != digest:
+            return f"{files[index]} does not match its SHA-256"
+    return None
+
+
+def address(name: str, key: str, offset: int) -> str:
+    """Name of a fragment inside its safetensors file."""
+    return f"{key}/{name}/{offset}"
+
+
+class Reader:
+    """Reads ranges of named flat tensors from the files of one checkpoint, each file opened once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.open_files: dict[str, safe_open] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.open_files.clear()
+
+    def _file(self, name: str) -> safe_open:
+        if name not in self.open_files:
+            self.open_files[name] = safe_open(self.path / name, framework="pt")
+        return self.open_files[name]
+
+    def read(self, name: str, key: str, pieces: Sequence[Piece], offset: int, length: int) -> Tensor:
+        """Elements [offset, offset + length) of the flattened tensor."""
+        parts: list[Tensor] = []
+        position, end = offset, offset + length
+        for piece in pieces:
+            start, stop = max(position, piece.offset), min(end, piece.offset + piece.length)
+            if start == position < stop:
+                stored = self._file(piece.file).get_slice(address(name, key, piece.offset))
+                parts.append(stored[start - piece.offset : stop - piece.offset])
+                position = stop
+        if position != end:
+            raise CheckpointError(f"{name}: elements {position} to {end} of {key!r} are in no file")
+        return torch.cat(parts) if parts else torch.empty(0)
+
+    def tensors(self, file: str, prefix: str) -> dict[str, Tensor]:
+        """All tensors of one file whose address begins with `prefix`, under the rest of their address."""
+        opened = self._file(file)
+        names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
+        return {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
