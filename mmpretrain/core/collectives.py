@@ -3,6 +3,7 @@
 Every function here communicates when there is more than one rank: all ranks call it, in the same order.
 """
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,22 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The maximum over ranks, in place where there are several; carries no gradient."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def reduce_scatter_rows(rows: Tensor) -> Tensor:
+    """Map [W b, ...] on each rank to [b, ...]: the sum over ranks of this rank's share; carries no gradient."""
+    if world_size() == 1:
+        return rows
+    share = rows.new_empty(rows.shape[0] // world_size(), *rows.shape[1:])
+    dist.reduce_scatter_tensor(share, rows.contiguous())
+    return share
+
+
 class _GatherRows(torch.autograd.Function):
     """Concatenate rows of all ranks; backward sums over ranks the gradient of each rank's own rows."""
 
@@ -40,9 +57,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
-        dist.all_reduce(total)
-        return total.chunk(world_size())[rank()]
+        return reduce_scatter_rows(grads[0])
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -51,6 +66,34 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
+
+
+@dataclass(frozen=True)
+class RingShift:
+    """A tensor on its way from the previous rank of the ring, sent on to the next one at the same time."""
+
+    sent: Tensor
+    """Held so that its memory lives until the transfer ends."""
+    received: Tensor
+    transfers: tuple[dist.Work, ...]
+
+    def wait(self) -> Tensor:
+        """The tensor of the previous rank, once it is here."""
+        for transfer in self.transfers:
+            transfer.wait()
+        return self.received
+
+
+def start_ring_shift(tensor: Tensor) -> RingShift:
+    """Start sending `tensor` to rank + 1 while receiving that of rank - 1, in point-to-point messages; no gradient."""
+    if world_size() == 1:
+        return RingShift(tensor, tensor, ())
+    sent, received = tensor.contiguous(), torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    following, previous = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    transfers = dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, sent, following), dist.P2POp(dist.irecv, received, previous)]
+    )
+    return RingShift(sent, received, tuple(transfers))
 
 
 def gather_objects(item: ItemT) -> list[ItemT]:

@@ -98,11 +98,14 @@ class Objective(nn.Module):
 
     def reduce(self, parts: TensorDict) -> Tensor:
         """Turn concatenated parts into this rank's sum, fp32 []. May communicate (every rank calls it in lockstep);
-        gradient flows through the communication."""
+        gradient flows through the communication. May add detached entries to `parts` for `metrics`."""
         return parts["sum"].sum()
 
     def metrics(self, parts: TensorDict) -> TensorDict:
-        """Further scalars to log (fp32 [], already global), without gradient, e.g. {"logit_scale": ...}."""
+        """Further scalars to log (fp32 [], already global), without gradient, e.g. {"embed/pos_sim": ...}.
+
+        Names without a slash stand under "train/". Called after `reduce` with the same dict, by every rank in lockstep:
+        may communicate, and may read what `reduce` left in the dict."""
         return {}
 
 
