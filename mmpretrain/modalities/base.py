@@ -24,6 +24,30 @@ class Stem(nn.Module):
         raise NotImplementedError
 
 
+class PatchStem(Stem):
+    """A stem that cuts its inputs into equal patches."""
+
+    patch_shape: tuple[int, ...]
+    """Channels and sizes of one patch, e.g. (3, 16, 16)."""
+
+    def patchify(self, inputs: Tensor) -> Tensor:
+        """The normalised inputs as patches in the order of the tokens, fp32: [B, L, prod(patch_shape)]."""
+        raise NotImplementedError
+
+
+class WordStem(Stem):
+    """A stem that looks up word vectors."""
+
+    vocab_size: int
+    eos_id: int | None
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Score hidden states [N, D] against the word vectors: [N, vocab]."""
+        raise NotImplementedError
+
+
 class StemConfig(Config):
     """Config of a stem; subclasses add `kind: Literal[...]` and the modality they serve."""
 
@@ -54,4 +78,4 @@ class CodecConfig(Config):
 
     @abstractmethod
     def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Codec:
-        """A codec that produces the field(s) of `inputs` for its modality; `tokenizer` is a local folder or hub name."""
+        """A codec that produces the fields of `inputs` for its modality; `tokenizer`: a local folder or hub name."""

@@ -1,0 +1,60 @@
+"""Multi-head attention on `scaled_dot_product_attention`, with one fused projection for what shares an input.
+
+Shape legend: B rows, L queries, K keys, D width, H heads. A key mask is bool [B, K], True where a key counts; None
+where no key is padding, which lets SDPA take its fastest kernel.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpretrain.layers.initialization import BlockScales, Linear
+
+
+def _split_heads(joined: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """Cut [B, L, parts D] into `parts` views of [B, H, L, D / H]."""
+    rows, length, _ = joined.shape
+    return joined.view(rows, length, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Attention over heads [B, H, L, D / H], joined again to [B, L, D]."""
+    bias = None if mask is None else mask[:, None, None, :]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Every token attends to all (or, causal, to earlier) tokens of its row."""
+
+    def __init__(self, heads: int, scales: BlockScales, causal: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        width = scales.width
+        self.in_proj = Linear(width, 3 * width, std=scales.attention)
+        self.out_proj = Linear(width, width, std=scales.residual)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map tokens [B, L, D] to [B, L, D]; a causal layer takes no mask."""
+        query, key, value = _split_heads(self.in_proj(tokens), 3, self.heads)
+        mixed: Tensor = self.out_proj(_attend(query, key, value, mask, self.causal))
+        return mixed
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to the tokens of another sequence of the same width."""
+
+    def __init__(self, heads: int, scales: BlockScales) -> None:
+        super().__init__()
+        self.heads = heads
+        width = scales.width
+        self.query = Linear(width, width, std=scales.attention)
+        self.key_value = Linear(width, 2 * width, std=scales.attention)
+        self.out_proj = Linear(width, width, std=scales.residual)
+
+    def forward(self, queries: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map queries [B, L, D] and context [B, K, D] to [B, L, D]."""
+        (query,) = _split_heads(self.query(queries), 1, self.heads)
+        key, value = _split_heads(self.key_value(context), 2, self.heads)
+        mixed: Tensor = self.out_proj(_attend(query, key, value, mask, causal=False))
+        return mixed
