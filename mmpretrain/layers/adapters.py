@@ -28,7 +28,8 @@ class Adapter(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, L, width] to [B, L, fused]."""
         adapted: Tensor = self.project(tokens)
-        return adapted + self.marker(tokens.shape[0])
+        marked: Tensor = adapted + self.marker(tokens.shape[0])
+        return marked
 
 
 def joined_mask(tokens: TensorDict, masks: Mapping[str, Tensor | None], names: Sequence[str]) -> Tensor | None:

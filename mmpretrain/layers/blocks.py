@@ -84,7 +84,8 @@ class Block(CheckpointedBlock):
     def run(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Map tokens [B, L, D] to [B, L, D]; `mask`, bool [B, L], is True where a token counts."""
         tokens = tokens + self.attention(self.norm1(tokens), mask)
-        return tokens + self.mlp(self.norm2(tokens))
+        fed: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return fed
 
 
 class CrossBlock(CheckpointedBlock):
@@ -107,7 +108,8 @@ class CrossBlock(CheckpointedBlock):
         tokens = tokens + self.attention(self.norm1(tokens), mask)
         context = self.norm_context(context)
         tokens = tokens + self.cross_attention(self.norm_cross(tokens), context, context_mask)
-        return tokens + self.mlp(self.norm2(tokens))
+        fed: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return fed
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,90 @@
+"""The model as objectives see it for one chunk of rows: every encoding is computed once, when first asked for.
+
+Enter: the parts of a model and a batch of tensors. Leave: tower outputs, unit embeddings, fused tokens. Refused: a
+tower or a fusion the model does not have. Legend as in `objectives/base.py`.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.types import TensorDict
+from mmpretrain.fusions.base import Fusion
+from mmpretrain.models.towers.base import Tower
+
+_Request = tuple[str, int | None, int | None]
+
+
+def unit(projected: Tensor) -> Tensor:
+    """Vectors of length 1 in fp32, whatever precision made them."""
+    return F.normalize(projected.float(), dim=-1)
+
+
+class ChunkEncoder:
+    """Implements `objectives.base.Encoder`; requests are equal when they name the very same tensors."""
+
+    def __init__(
+        self,
+        towers: Mapping[str, Tower],
+        projections: Mapping[str, nn.Module],
+        fusion: Fusion | None,
+        batch: TensorDict,
+    ) -> None:
+        self._towers, self._projections, self._fusion = towers, projections, fusion
+        self._batch = batch
+        self._outputs: dict[_Request, TensorDict] = {}
+        self._embedded: TensorDict = {}
+        self._fused: dict[tuple[tuple[str, int], ...], TensorDict] = {}
+        self._alive: list[object] = []
+        """What stands in a request by its id must not be freed, or another object could take the id."""
+
+    @property
+    def batch(self) -> TensorDict:
+        return self._batch
+
+    def tower(self, modality: str, *, ids: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
+        request = (modality, None if ids is None else id(ids), None if keep is None else id(keep))
+        if request not in self._outputs:
+            inputs = self._batch[modality] if ids is None else ids
+            mask = self._batch.get(f"{modality}.mask")
+            self._outputs[request] = self._tower(modality)(inputs, mask, keep)
+            self._alive += [ids, keep]
+        return self._outputs[request]
+
+    def embed(self, modality: str) -> Tensor:
+        if modality not in self._embedded:
+            self._embedded[modality] = unit(self._projections[modality](self.tower(modality)["pooled"]))
+        return self._embedded[modality]
+
+    def fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
+        if self._fusion is None:
+            raise ConfigError("an objective asked for fused tokens and the model has no fusion; set model.fusion.kind")
+        request = tuple((modality, id(output)) for modality, output in sorted(outputs.items()))
+        if request not in self._fused:
+            tokens = {modality: output["tokens"] for modality, output in outputs.items()}
+            masks = {modality: self._present_tokens(modality, output) for modality, output in outputs.items()}
+            self._fused[request] = self._fusion(tokens, masks)
+            self._alive += outputs.values()
+        return self._fused[request]
+
+    def vocabulary_logits(self, modality: str, hidden: Tensor) -> Tensor:
+        return self._tower(modality).vocabulary_logits(hidden)
+
+    def patches(self, modality: str) -> Tensor:
+        return self._tower(modality).patches(self._batch[modality])
+
+    def _tower(self, modality: str) -> Tower:
+        if modality not in self._towers:
+            raise ConfigError(f"the model has towers {sorted(self._towers)} and none for {modality!r}")
+        return self._towers[modality]
+
+    def _present_tokens(self, modality: str, output: TensorDict) -> Tensor | None:
+        """The tower's mask without the tokens of rows that lack the modality: nothing may attend to a dummy."""
+        mask, present = output.get("mask"), self._batch.get(f"{modality}.present")
+        if present is None:
+            return mask
+        if mask is None:
+            return present.unsqueeze(1).expand(output["tokens"].shape[:2])
+        return mask & present.unsqueeze(1)

@@ -1,0 +1,225 @@
+"""The whole model: towers, projections, fusion and objectives, from config to the loss of one rank's share.
+
+Enter: micro-batches of tensors. Leave: the scaled loss, sums per objective, embeddings. Refused: an objective without
+the tower or the fusion it needs, an embedding of the wrong width. It builds from its config in a fresh process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+
+from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.registry import discover
+from mmpretrain.core.types import TensorDict
+from mmpretrain.layers.blocks import CheckpointedBlock
+from mmpretrain.layers.initialization import Linear, Resettable
+from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.encoding import ChunkEncoder
+from mmpretrain.models.towers.base import Tower, TowerConfig
+from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
+
+
+class MultimodalConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
+    """The resolved model and objectives as plain JSON, in the file transformers looks for."""
+
+    model_type = "mmpretrain"
+    model: dict[str, Any] | None = None
+    """`ModelConfig`, dumped."""
+    objectives: dict[str, Any] | None = None
+    """Name -> `ObjectiveConfig`, dumped."""
+
+    def parsed_model(self) -> ModelConfig:
+        return ModelConfig.model_validate(self.model)
+
+    def parsed_objectives(self) -> dict[str, ObjectiveConfig]:
+        return {name: _parse_objective(name, fields) for name, fields in sorted((self.objectives or {}).items())}
+
+
+class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
+    """Towers under their modality's name, objectives under theirs; parts are in sorted order, whatever the file's."""
+
+    config_class = MultimodalConfig
+    base_model_prefix = "model"
+    main_input_name = "micro_batches"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = {"logit_scale", "logit_bias"}
+
+    autocast_dtype: torch.dtype | None = None
+    """Matrix products run in this precision, parameters keep theirs; None: all in the parameters' precision."""
+
+    def __init__(self, config: MultimodalConfig) -> None:
+        super().__init__(config)
+        model, objectives = config.parsed_model(), config.parsed_objectives()
+        towers = {modality: tower.build(modality) for modality, tower in sorted(model.towers.items())}
+        widths = {modality: tower.facts().width for modality, tower in towers.items()}
+        projections = {m: _projection(m, model.towers[m], widths[m], model.embed_dim) for m in towers}
+        self.towers = nn.ModuleDict(towers)
+        self.projections = nn.ModuleDict(projections)
+        self.fusion = model.fusion.build(widths)
+        self.facts = ModelFacts(
+            embed_dim=model.embed_dim,
+            towers={modality: tower.facts() for modality, tower in towers.items()},
+            fusion_width=None if self.fusion is None else self.fusion.width,
+        )
+        for name, objective in objectives.items():
+            _check_objective(name, objective, self.facts)
+        self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
+        self.weights = {name: objective.weight for name, objective in objectives.items()}
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def create(cls, model: ModelConfig, objectives: Mapping[str, ObjectiveConfig]) -> MultimodalTransformer:
+        """A new model: our parts initialised, towers with named weights loaded from them."""
+        config = MultimodalConfig(
+            model=resolve(model, None).model_dump(mode="json"),
+            objectives={name: objective.model_dump(mode="json") for name, objective in objectives.items()},
+        )
+        created = cls(config)
+        if not any(parameter.is_meta for parameter in created.parameters()):
+            for tower in created._towers().values():
+                tower.load_pretrained()
+        return created
+
+    @property
+    def spans_batch(self) -> bool:
+        """Whether some objective needs all of a rank's rows in one forward."""
+        return any(objective.spans_batch for objective in self._objectives().values())
+
+    def forward(self, micro_batches: Sequence[TensorDict], scales: TensorDict) -> TensorDict:
+        """The loss of these rows: {"loss", "sum.<objective>", "metric.<name>"}, fp32 [] each.
+
+        `loss` is the sum over objectives of weight * sum * scales[objective]. Objectives may communicate.
+        """
+        with self._autocast(micro_batches[0]):
+            parts = self._encode_all(micro_batches)
+        outputs: TensorDict = {}
+        losses = []
+        for name, objective in self._objectives().items():
+            own = {key.removeprefix(f"{name}/"): part for key, part in parts.items() if key.startswith(f"{name}/")}
+            total = objective.reduce(own)
+            losses.append(self.weights[name] * total * scales[name])
+            outputs[f"sum.{name}"] = total.detach()
+            for metric, value in objective.metrics(own).items():
+                key = f"metric.{metric}"
+                outputs[key if key not in outputs else f"{key}_{name}"] = value.detach()
+        return {"loss": torch.stack(losses).sum()} | outputs
+
+    def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
+        """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
+        return {
+            name: torch.stack([objective.count(batch) for batch in micro_batches]).sum()
+            for name, objective in self._objectives().items()
+        }
+
+    def embed(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Unit embeddings of inputs as the batch holds them: fp32 [B, embed_dim]."""
+        batch = {modality: inputs} if mask is None else {modality: inputs, f"{modality}.mask": mask}
+        with self._autocast(batch):
+            return self.encoder(batch).embed(modality)
+
+    def encoder(self, batch: TensorDict) -> Encoder:
+        """The model as objectives see it, over these rows; run it under the caller's autocast."""
+        projections = cast(Mapping[str, nn.Module], self.projections)
+        return ChunkEncoder(self._towers(), projections, self.fusion, batch)
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Keep only the inputs of every transformer block while training, and compute the rest again."""
+        for module in self.modules():
+            if isinstance(module, CheckpointedBlock):
+                module.gradient_checkpointing = enabled
+            elif isinstance(module, PreTrainedModel) and module is not self and module.supports_gradient_checkpointing:
+                _switch_checkpointing(module, enabled)
+
+    def init_weights(self) -> None:
+        """Every part initialised itself when it was built, so that nothing is left to do."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise a part that a checkpoint lacks; transformers keeps loaded parameters from being touched."""
+        if isinstance(module, Resettable):
+            module.reset_parameters()
+
+    def _encode_all(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
+        """The parts of all rows. With several chunks, all but the last are computed again in the backward.
+
+        Gradient caching (Gao et al. 2021) in one graph: the backward begins with the last chunk, whose activations are
+        gone before those of another are computed.
+        """
+        *early, last = micro_batches
+        recompute = self.spans_batch and torch.is_grad_enabled()
+        chunks: list[TensorDict] = [
+            checkpoint(self._encode, batch, use_reentrant=False) if recompute else self._encode(batch)
+            for batch in early
+        ]
+        chunks.append(self._encode(last))
+        return chunks[0] if len(chunks) == 1 else {key: torch.cat([c[key] for c in chunks]) for key in chunks[0]}
+
+    def _encode(self, batch: TensorDict) -> TensorDict:
+        encoder = self.encoder(batch)
+        return {
+            f"{name}/{key}": part
+            for name, objective in self._objectives().items()
+            for key, part in objective.encode(encoder).items()
+        }
+
+    def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        device = next(iter(batch.values())).device
+        return torch.autocast(device.type, dtype=self.autocast_dtype)
+
+    def _towers(self) -> Mapping[str, Tower]:
+        return cast(Mapping[str, Tower], self.towers)
+
+    def _objectives(self) -> Mapping[str, Objective]:
+        return cast(Mapping[str, Objective], self.objectives)
+
+
+def _projection(modality: str, config: TowerConfig, width: int, embed_dim: int) -> nn.Module:
+    """From a tower's pooled vector to the common space; identity where the config says so."""
+    if config.projection:
+        return Linear(width, embed_dim, std=width**-0.5, bias=config.projection_bias)
+    if width != embed_dim:
+        raise ConfigError(
+            f"towers.{modality}.projection is false, so its width {width} must be embed_dim {embed_dim}; "
+            f"set embed_dim to {width} or projection to true"
+        )
+    return nn.Identity()
+
+
+def _parse_objective(name: str, fields: Mapping[str, Any]) -> ObjectiveConfig:
+    kinds = discover("mmpretrain.objectives", ObjectiveConfig)
+    kind = fields.get("kind")
+    if kind not in kinds:
+        raise ConfigError(f"objectives.{name}.kind is {kind!r}; this version knows {', '.join(kinds)}")
+    parsed: ObjectiveConfig = kinds[kind].model_validate(fields)
+    return parsed
+
+
+def _check_objective(name: str, objective: ObjectiveConfig, facts: ModelFacts) -> None:
+    missing = sorted(set(objective.modalities) - set(facts.towers))
+    if missing:
+        raise ConfigError(
+            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(facts.towers))}; "
+            "add them under model.towers or remove the objective"
+        )
+    if objective.needs_fusion and facts.fusion_width is None:
+        raise ConfigError(f"objective {name} reads fused tokens and model.fusion is late; set it to joint or cross")
+
+
+def _switch_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
+    if enabled:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
+
+
+AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig)
+AutoModel.register(MultimodalConfig, MultimodalTransformer)
