@@ -1,0 +1,155 @@
+"""Masked language modelling (BERT, arXiv 1810.04805), alone or with other modalities in sight through the fusion.
+
+Enter: a chunk whose text is masked anew at each position of the stream. Leaves: cross-entropy of the hidden tokens,
+summed; only they reach the vocabulary. Rows without the text, or without a modality it is conditioned on, count
+nothing. Refuses towers without a vocabulary or a mask token. Legend: B rows, K slots for hidden tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import and_
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmpretrain.core.collectives import all_reduce_sum
+from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.types import TensorDict
+from mmpretrain.layers.initialization import Linear
+from mmpretrain.layers.token_masking import MaskedTokens, TokenMasking
+from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig, TowerFacts
+
+
+class TokenHead(nn.Module):
+    """Hidden states to the width of the word embeddings, ready to be scored against them."""
+
+    def __init__(self, in_width: int, word_width: int) -> None:
+        super().__init__()
+        self.dense = Linear(in_width, word_width, std=in_width**-0.5)
+        self.norm = nn.LayerNorm(word_width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.norm(functional.gelu(self.dense(hidden)))
+        return normed
+
+
+class VocabularyBias(nn.Module):
+    """One learned offset per word, added to logits in fp32."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.float() + self.weight
+
+
+class MaskedLanguageModelling(Objective):
+    """Predict hidden tokens of a text."""
+
+    def __init__(self, config: MLMConfig, tower: TowerFacts, hidden_width: int) -> None:
+        super().__init__()
+        self.modality, self.condition_on = config.modality, config.condition_on
+        self.num_prefix = tower.num_prefix
+        self.masking = config.masking(tower)
+        self.head = TokenHead(hidden_width, tower.width)
+        self.bias = VocabularyBias(self.masking.vocab_size)
+
+    def count(self, batch: TensorDict) -> Tensor:
+        return self.masking.num_hidden(self._eligible(batch)).sum().float()
+
+    def encode(self, encoder: Encoder) -> TensorDict:
+        batch = encoder.batch
+        masked = self.masking(batch[self.modality], self._eligible(batch), batch["draw"])
+        hidden = self._hidden_states(encoder, masked).flatten(0, 1)
+        logits = self.bias(encoder.vocabulary_logits(self.modality, self.head(hidden)))
+        targets, weights = masked.targets.flatten(), masked.weights.flatten()
+        losses = functional.cross_entropy(logits, targets, reduction="none") * weights
+        correct = (logits.detach().argmax(-1) == targets) * weights
+        return {
+            "sum": losses.sum().view(1),
+            "correct": correct.sum().view(1),
+            "count": weights.sum().view(1),
+        }
+
+    def metrics(self, parts: TensorDict) -> TensorDict:
+        """Accuracy on the hidden tokens of the global batch; communicates."""
+        correct, count = all_reduce_sum(torch.stack([parts["correct"].sum(), parts["count"].sum()]))
+        return {"_".join((*self.condition_on, "mlm_acc")): correct / count.clamp(min=1)}
+
+    def _eligible(self, batch: TensorDict) -> Tensor:
+        present = reduce(and_, (batch[f"{m}.present"] for m in (self.modality, *self.condition_on)))
+        return self.masking.eligible(batch[self.modality], batch[f"{self.modality}.mask"] & present[:, None])
+
+    def _hidden_states(self, encoder: Encoder, masked: MaskedTokens) -> Tensor:
+        """[B, K, D]: what the towers, or the fusion over them, say at the slots."""
+        output = encoder.tower(self.modality, ids=masked.ids)
+        tokens = output["tokens"]
+        if self.condition_on:
+            others = {modality: encoder.tower(modality) for modality in self.condition_on}
+            tokens = encoder.fuse({self.modality: output, **others})[self.modality]
+        places = (masked.positions + self.num_prefix)[:, :, None].expand(-1, -1, tokens.shape[-1])
+        return tokens.gather(1, places)
+
+
+class MLMConfig(ObjectiveConfig):
+    """Masked language modelling."""
+
+    kind: Literal["mlm"] = "mlm"
+    modality: str = "text"
+    """The text whose tokens are hidden."""
+    probability: float = Field(default=0.15, gt=0, lt=1)
+    """Share of each row's ordinary tokens that are hidden, at least one."""
+    condition_on: tuple[str, ...] = ()
+    """Modalities in sight through the fusion while predicting, e.g. [image]; empty: the text alone."""
+
+    @model_validator(mode="after")
+    def _conditions_differ(self) -> MLMConfig:
+        named = (self.modality, *self.condition_on)
+        if len(set(named)) < len(named):
+            raise ValueError(
+                f"condition_on {list(self.condition_on)} names a modality twice or {self.modality!r} itself; "
+                "name each other modality once"
+            )
+        return self
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return (self.modality, *self.condition_on)
+
+    @property
+    def needs_fusion(self) -> bool:
+        return bool(self.condition_on)
+
+    def masking(self, tower: TowerFacts) -> TokenMasking:
+        """The masking over a tower's vocabulary."""
+        if tower.vocab_size is None:
+            raise ConfigError(
+                f"mlm predicts words, but tower {self.modality!r} has no vocabulary; set modality to text"
+            )
+        if tower.mask_id is None:
+            raise ConfigError(
+                f"mlm needs a mask token, but the tokenizer of tower {self.modality!r} has none; use one that defines "
+                "mask_token, or drop the objective"
+            )
+        stream = ".".join(("mlm", self.modality, *self.condition_on))
+        return TokenMasking(self.probability, tower.mask_id, tower.vocab_size, tower.special_ids, stream)
+
+    def build(self, facts: ModelFacts) -> MaskedLanguageModelling:
+        tower, width = facts.towers[self.modality], facts.fusion_width
+        if not self.condition_on:
+            return MaskedLanguageModelling(self, tower, tower.width)
+        if width is None:
+            raise ConfigError(
+                f"mlm with condition_on {list(self.condition_on)} reads fused tokens, but the model has no fusion; set "
+                "model.fusion.kind to joint or cross"
+            )
+        return MaskedLanguageModelling(self, tower, width)
