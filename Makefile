@@ -1,0 +1,47 @@
+# Every target does its own set-up: on a fresh machine `make demo` or `make test` is all there is to type.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SHELL := /bin/bash
+
+.PHONY: help setup demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup   make .venv with the pinned packages and this project in it"
+	@echo "make demo    synthetic shards -> pretrain -> evaluate -> publish, in runs/demo"
+	@echo "make test    ruff, mypy and every test"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make bench   side by side with public peers, each figure a ratio from one run"
+	@echo "make clean   remove .venv and caches; runs/ stays"
+
+setup: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "error: Python 3.11 to 3.13 is needed, $(PYTHON) is not; name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/mmpretrain demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: setup
+	for benchmark in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$benchmark || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,54 @@
+"""The command line: thin commands that check their arguments and call one function, imported inside them.
+
+Enter: arguments. Leave: an exit code. Every `MMPretrainError` becomes `error: ...` on stderr and its exit code.
+Heavy libraries are imported inside the commands alone, so that `mmpretrain --help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmpretrain.cli_config import config_commands
+from mmpretrain.core.errors import MMPretrainError
+
+app = typer.Typer(
+    help="Pretrain multimodal transformers from WebDataset shards, exactly and at scale.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(config_commands, name="config")
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="E.g. optimizer.lr=1e-4.")]
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Train in this process, or as one rank under torchrun; continues where the output folder's run stopped."""
+    from mmpretrain.config import load_run_config
+    from mmpretrain.training.run import train as run_training
+
+    raise typer.Exit(run_training(load_run_config(config, overrides or ())))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    try:
+        app(arguments)
+    except MMPretrainError as error:
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _report(error: MMPretrainError) -> int:
+    """Print the message where a person looks for it and return the exit code."""
+    size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    prefix = "error: " if size == "1" else f"[rank {rank}] error: "
+    lines = str(error).splitlines() or [type(error).__name__]
+    sys.stderr.write("".join(f"{prefix}{line}\n" for line in lines))
+    return error.exit_code
