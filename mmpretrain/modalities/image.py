@@ -1,24 +1,30 @@
-"""Images: patches of bytes become tokens on the device.
+"""Images: bytes become pixels in a worker, patches of pixels become tokens on the device.
 
-Enter: uint8 [B, 3, H, W]. Leave: tokens [B, L, D], and for masked autoencoding the patches themselves. Refused: an
-image size that the patch size does not divide.
+Enter: image members, then uint8 [B, 3, H, W]. Leave: tokens [B, L, D], and for masked autoencoding the patches
+themselves. Refused: members that are no image; an image size that the patch size does not divide.
 """
 
 import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
-from mmpretrain.core.types import FieldSpec
+from mmpretrain.core.config import Rule
+from mmpretrain.core.errors import SampleError
+from mmpretrain.core.image_bytes import IMAGE_EXTENSIONS, EncodedImage, Pixels, read_header
+from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.layers.initialization import Linear
 from mmpretrain.layers.parameters import LearnedPositions
-from mmpretrain.layers.pixels import Normalise, cut_patches
+from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD, Normalise, cut_patches
 from mmpretrain.layers.positions import SinCosPositions
-from mmpretrain.modalities.base import PatchStem, StemConfig
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from mmpretrain.modalities.base import CodecConfig, PatchStem, StemConfig
 
 
 class PatchesStemConfig(StemConfig):
@@ -84,3 +90,125 @@ class PatchesStem(PatchStem):
     def forward(self, inputs: Tensor) -> Tensor:
         tokens: Tensor = self.positions(self.project(self.patchify(inputs)))
         return tokens
+
+
+class ImageCodecConfig(CodecConfig):
+    """How image members become pixels; the size comes from the model's image tower."""
+
+    kind: Literal["image"] = "image"
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Smallest and largest share of the image's area that a random crop keeps in training."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Narrowest and widest shape (width / height) of a random crop, before it is resized to the tower's."""
+    flip: bool = False
+    """Mirror half of the images; captions that say left and right then lie."""
+    max_pixels: int = Field(64_000_000, gt=0)
+    """Images with more pixels are unusable, and nothing of them is decoded."""
+
+    def broken_rules(self) -> Iterable[Rule]:
+        for name, (low, high), limit in (
+            ("crop_scale", self.crop_scale, 1.0),
+            ("crop_ratio", self.crop_ratio, math.inf),
+        ):
+            if not 0 < low <= high <= limit:
+                yield (name,), f"saw {[low, high]}, expected 0 < smallest <= largest{' <= 1' if limit == 1 else ''}"
+
+    def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "ImageCodec":
+        _, height, width = inputs["image"].shape
+        return ImageCodec(height, width, self)
+
+
+@dataclass(frozen=True)
+class ImageCodec:
+    """Decodes, crops and resizes one image to uint8 [3, height, width]; normalisation is left to the device.
+
+    Training cuts a random resized crop; without a draw the shorter side is resized and the centre is cut.
+    """
+
+    height: int
+    width: int
+    config: ImageCodecConfig
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        return {"image": FieldSpec((3, self.height, self.width), "uint8")}
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return IMAGE_EXTENSIONS
+
+    def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
+        image = read_header(_image_member(members), self.config.max_pixels)
+        if draw is None:
+            return {"image": self._centre(image)}
+        box = _random_box(image, self.config.crop_scale, self.config.crop_ratio, draw)
+        pixels = _resized(image, box, self.height, self.width)
+        return {"image": pixels[:, :, ::-1] if self.config.flip and draw.random() < 0.5 else pixels}
+
+    def _centre(self, image: EncodedImage) -> NDArray[np.uint8]:
+        scale = max(self.height / image.height, self.width / image.width)
+        height, width = max(self.height, int(image.height * scale)), max(self.width, int(image.width * scale))
+        pixels = _resized(image, _Box(0, 0, image.height, image.width), height, width)
+        top, left = round((height - self.height) / 2), round((width - self.width) / 2)
+        return pixels[:, top : top + self.height, left : left + self.width]
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Part of an image, in pixels of its full size."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+_CROP_ATTEMPTS = 10
+_DECODE_MARGIN = 2
+"""A JPEG is decoded at a fraction of its size where the crop still has twice the pixels of the result: over 50 dB from
+the full decode, where exactly as many pixels as the result has would lose 10 dB more."""
+
+
+def _image_member(members: Mapping[str, bytes]) -> bytes:
+    for extension, content in members.items():
+        if extension in IMAGE_EXTENSIONS:
+            return content
+    raise SampleError(f"no image member (saw: {', '.join(members)})")
+
+
+def _random_box(
+    image: EncodedImage, scale: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator
+) -> _Box:
+    """A box of random area, shape and place (Szegedy et al., arXiv 1409.4842); the whole image where none fits."""
+    area = image.height * image.width
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        target = area * draw.uniform(*scale)
+        shape = math.exp(draw.uniform(log_low, log_high))
+        height, width = round(math.sqrt(target / shape)), round(math.sqrt(target * shape))
+        if 0 < height <= image.height and 0 < width <= image.width:
+            top, left = draw.integers(image.height - height + 1), draw.integers(image.width - width + 1)
+            return _Box(int(top), int(left), height, width)
+    shape = min(max(image.width / image.height, ratio[0]), ratio[1])
+    height = max(1, min(image.height, round(image.width / shape)))
+    width = max(1, min(image.width, round(image.height * shape)))
+    return _Box((image.height - height) // 2, (image.width - width) // 2, height, width)
+
+
+def _resized(image: EncodedImage, box: _Box, height: int, width: int) -> NDArray[np.uint8]:
+    """The box as [3, height, width], bicubic with antialiasing on uint8."""
+    room = min(box.height / height, box.width / width) / _DECODE_MARGIN
+    pixels = image.read(shrink=next((shrink for shrink in (8, 4, 2) if room >= shrink), 1))
+    part = torch.from_numpy(np.ascontiguousarray(_cut(pixels, image, box)))
+    stack = part.permute(2, 0, 1).unsqueeze(0)
+    resized = functional.interpolate(stack, size=(height, width), mode="bicubic", antialias=True)
+    result: NDArray[np.uint8] = resized[0].numpy()
+    return result
+
+
+def _cut(pixels: Pixels, image: EncodedImage, box: _Box) -> Pixels:
+    """The box from pixels that may be decoded at a fraction of the full size."""
+    down, across = pixels.shape[0] / image.height, pixels.shape[1] / image.width
+    rows = slice(round(box.top * down), round((box.top + box.height) * down))
+    columns = slice(round(box.left * across), round((box.left + box.width) * across))
+    return pixels[rows, columns]

@@ -1,19 +1,24 @@
-"""Text: ids of words become tokens on the device.
+"""Text: captions become ids of words in a worker, ids become tokens on the device.
 
-Enter: int64 ids [B, L]. Leave: tokens [B, L, D], and scores of hidden states against the word vectors. Refused: a
-vocabulary smaller than the tokenizer's.
+Enter: caption members, then int64 ids [B, L]. Leave: tokens [B, L, D], and scores of hidden states against the word
+vectors. Refused: samples without a caption; a vocabulary smaller than the tokenizer's.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import Field
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from mmpretrain.core.errors import ConfigError
-from mmpretrain.core.types import FieldSpec, TokenizerFacts
+from mmpretrain.core.captions import CAPTION_EXTENSIONS, captions_of
+from mmpretrain.core.errors import ConfigError, SampleError
+from mmpretrain.core.types import Array, FieldSpec, TokenizerFacts
 from mmpretrain.layers.initialization import TEXT_POSITION_STD
 from mmpretrain.layers.parameters import LearnedPositions, WordEmbedding
-from mmpretrain.modalities.base import StemConfig, WordStem
+from mmpretrain.modalities.base import CodecConfig, StemConfig, WordStem
 
 
 class EmbeddingsStemConfig(StemConfig):
@@ -82,3 +87,73 @@ class EmbeddingsStem(WordStem):
     def score(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.words(hidden, score=True)
         return logits
+
+
+class TextCodecConfig(CodecConfig):
+    """How captions become ids; the length comes from the model's text tower."""
+
+    kind: Literal["text"] = "text"
+    caption: Literal["random", "first"] = "random"
+    """Which caption of a sample that has several is used in training; evaluation sees them all."""
+
+    def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "TextCodec":
+        if tokenizer is None:
+            raise ConfigError("the text codec needs a tokenizer; set data.tokenizer.path to a folder or a hub name")
+        return TextCodec(_fixed_length(tokenizer, inputs["text"].shape[0]), inputs["text"].shape[0], self.caption)
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """Picks a caption and encodes it as the tokenizer does, specials included, cut and padded to a fixed length."""
+
+    tokenizer: Tokenizer
+    """The Rust tokenizer alone: it travels to workers, which then need not import transformers."""
+    length: int
+    caption: Literal["random", "first"]
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        return {"text": FieldSpec((self.length,), "int64"), "text.mask": FieldSpec((self.length,), "bool")}
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return CAPTION_EXTENSIONS
+
+    def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
+        captions = self.captions(members)
+        if not captions:
+            raise SampleError(f"no caption (saw: {', '.join(members)})")
+        pick = int(draw.integers(len(captions))) if draw is not None and self.caption == "random" else 0
+        return {name: rows[0] for name, rows in self.encode(captions[pick : pick + 1]).items()}
+
+    def captions(self, members: Mapping[str, bytes]) -> list[str]:
+        """All captions of a sample."""
+        return captions_of(members)
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Array]:
+        """The batch fields of these texts, stacked: {"text": int64 [n, L], "text.mask": bool [n, L]}."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        ids = np.array([text.ids for text in encoded], np.int64).reshape(-1, self.length)
+        mask = np.array([text.attention_mask for text in encoded], np.bool_).reshape(-1, self.length)
+        return {"text": ids, "text.mask": mask}
+
+
+def _fixed_length(name: str, length: int) -> Tokenizer:
+    """The fast tokenizer of a local folder or hub name, set to cut and pad on the right to `length`."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds to import; workers do without
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tokenizer {name!r} cannot be loaded; name a folder or a hub tokenizer: {error}") from error
+    if not isinstance(loaded, PreTrainedTokenizerFast):
+        raise ConfigError(f"tokenizer {name!r} has no fast (Rust) version, which is needed; choose one that has")
+    if loaded.pad_token is None:
+        raise ConfigError(f"tokenizer {name!r} has no pad token, which texts of a fixed length need; add one to it")
+    tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if length <= special:
+        raise ConfigError(f"context_length {length} leaves no room for words beside {special} special tokens")
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=loaded.pad_token_id, pad_token=loaded.pad_token)
+    return tokenizer
