@@ -1,0 +1,107 @@
+"""What every evaluation task is: a config with `run(context)`, which returns figures by name.
+
+Enter: an EvaluationContext that the composition root builds once. Leave: {"val/i2t_r@1": 0.71, ...}, the same on every
+rank. Tasks communicate: every rank calls `run`, with as many model calls as its peers, so that a partitioned model
+can gather its weights; a rank that has fewer rows calls with stand-ins whose results are dropped.
+
+To wire a context: `model` is the bare module (its methods are called under no_grad, in eval mode, which the caller
+sets); `rows(shards, max_samples)` yields this rank's part of the named shards (None: the training shards) in shard
+order, decoded with `draw=None`, in micro-batches of any size. Each sample stands on exactly one rank; parts may differ
+in size.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmpretrain.core.config import Config
+from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.types import Array, Codec, TensorDict
+from mmpretrain.models.multimodal import MultimodalTransformer
+
+
+@runtime_checkable
+class CaptionCodec(Protocol):
+    """The text codec as evaluation uses it: all captions of a sample, and ids of any text."""
+
+    def captions(self, members: Mapping[str, bytes]) -> list[str]: ...
+
+    def encode(self, texts: Sequence[str]) -> dict[str, Array]:
+        """The batch fields of these texts, stacked: {"text": int64 [n, L], "text.mask": bool [n, L]}."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some samples of this rank: decoded tensors on the CPU, their keys, and their undecoded members."""
+
+    tensors: TensorDict
+    keys: tuple[str, ...]
+    members: tuple[Mapping[str, bytes], ...]
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """All that a task may use."""
+
+    model: MultimodalTransformer
+    codecs: Mapping[str, Codec]
+    rows: Callable[[Sequence[str] | None, int | None], Iterator[Rows]]
+    """(shards or None for the training shards, at most so many samples over all ranks) -> this rank's samples."""
+    device: torch.device
+    run_dir: Path | None = None
+    """Where a task leaves files, under `evaluation/`; None: it leaves none."""
+
+    def embed(self, modality: str, fields: TensorDict) -> Tensor:
+        """Unit embeddings, fp32 [B, embed_dim] on the device, of a modality's batch fields."""
+        mask = fields.get(f"{modality}.mask")
+        inputs = fields[modality].to(self.device, non_blocking=True)
+        with torch.no_grad():
+            return self.model.embed(modality, inputs, None if mask is None else mask.to(self.device)).float()
+
+    def text(self, modality: str) -> CaptionCodec:
+        """The codec of a modality that has captions."""
+        codec = self.codecs.get(modality)
+        if not isinstance(codec, CaptionCodec):
+            raise ConfigError(
+                f"evaluation needs captions of {modality!r}, whose codec offers none; "
+                f"name a text modality (the run has {sorted(self.codecs)})"
+            )
+        return codec
+
+    def stand_in(self, modality: str) -> TensorDict:
+        """One row of a modality's fields, for a call whose result is dropped."""
+        return {
+            name: torch.from_numpy(np.ones((1, *spec.shape), dtype=spec.dtype))
+            for name, spec in self.codecs[modality].fields.items()
+        }
+
+
+class TaskConfig(Config):
+    """Config of an evaluation task; subclasses add `kind: Literal[...]`."""
+
+    shards: list[str] | None = None
+    """Folders, globs or tars to evaluate on; null: the training shards."""
+    max_samples: int | None = None
+    """Stop after so many samples over all ranks; null: all of them."""
+    prefix: str = "val"
+    """Figures are named "<prefix>/...": give each task on other data its own."""
+
+    @property
+    @abstractmethod
+    def modalities(self) -> tuple[str, ...]:
+        """Towers the task needs; a config that names an absent one is refused."""
+
+    @abstractmethod
+    def run(self, context: EvaluationContext) -> dict[str, float]:
+        """Evaluate; communicates. Every rank returns the same figures."""
+
+    def named(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """The figures under the task's prefix."""
+        return {f"{self.prefix}/{name}": float(value) for name, value in figures.items()}
