@@ -6,6 +6,10 @@ Shape legend: B rows, C channels, p patch size, L patches in row order.
 import torch
 from torch import Tensor, nn
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Statistics of the pixels CLIP was trained on, per channel."""
+
 
 def cut_patches(images: Tensor, patch: int) -> Tensor:
     """Cut images [B, C, H, W] into [B, L, C p p], each patch in a convolution's order: channel, row, column."""
