@@ -30,9 +30,11 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...",
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train in this process, or as one rank under torchrun; continues where the output folder's run stopped."""
     from mmpretrain.config import load_run_config
-    from mmpretrain.training.run import train as run_training
 
-    raise typer.Exit(run_training(load_run_config(config, overrides or ())))
+    run_config = load_run_config(config, overrides or ())
+    from mmpretrain.training.run import train as run_training  # after the config, whose faults then come sooner
+
+    raise typer.Exit(run_training(run_config))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -87,7 +87,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _one_line(dumper: _Dumper, items: list[object]) -> yaml.Node:
+    """Lists of plain values stand on one line."""
+    flow = not any(isinstance(item, list | dict) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
+
+
 _Dumper.add_implicit_resolver(*FLOAT_RESOLVER)
+_Dumper.add_representer(list, _one_line)
 
 
 def dump_yaml(config: Config) -> str:

@@ -304,7 +304,7 @@ def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
 
 
 def test_a_dump_holds_every_default() -> None:
-    assert dump_yaml(Optimizer()) == "lr: 0.001\nbetas:\n- 0.9\n- 0.98\nfused: true\n"
+    assert dump_yaml(Optimizer()) == "lr: 0.001\nbetas: [0.9, 0.98]\nfused: true\n"
 
 
 def test_the_hash_changes_with_every_field_but_the_excluded(tmp_path: Path) -> None:

@@ -1,0 +1,262 @@
+"""The whole run as one frozen tree: what to train, on what, how, and where results go.
+
+Enter: a run file and overrides. Leave: `RunConfig`. Refuses what a single part cannot see to be wrong: batch sizes that
+do not divide, objectives whose towers or fusion are missing, settings that would be ignored.
+"""
+
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
+
+from data_pipeline.config import DataConfig
+from mmpretrain.core.config import Config, Rule, load_config
+from mmpretrain.core.registry import kind_of, union_of
+from mmpretrain.evaluation.base import TaskConfig
+from mmpretrain.fusions.late import LateFusionConfig
+from mmpretrain.modalities.base import CodecConfig
+from mmpretrain.models.config import ModelConfig
+from mmpretrain.objectives.base import ObjectiveConfig
+from mmpretrain.tracking.base import TrackerConfig
+
+if TYPE_CHECKING:
+    CodecUnion = CodecConfig
+    ObjectiveUnion = ObjectiveConfig
+    TaskUnion = TaskConfig
+    TrackerUnion = TrackerConfig
+else:
+    CodecUnion = union_of("mmpretrain.modalities", CodecConfig)
+    ObjectiveUnion = union_of("mmpretrain.objectives", ObjectiveConfig)
+    TaskUnion = union_of("mmpretrain.evaluation", TaskConfig)
+    TrackerUnion = union_of("mmpretrain.tracking", TrackerConfig)
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_RESERVED = ("max_rank",)
+"""Objective names that would shadow a metric: train/loss_max_rank is the largest loss of a rank."""
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are written and which are kept."""
+
+    every: PositiveInt = 500
+    """Steps between checkpoints; the last step and a requested stop are saved as well."""
+    keep_last: PositiveInt = 2
+    """How many of the newest stay."""
+    keep_every: PositiveInt | None = None
+    """Checkpoints at multiples of so many steps stay for good; null: none."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        if self.keep_every is not None and self.keep_every % self.every:
+            yield (
+                ("keep_every",),
+                f"{self.keep_every} is not a multiple of checkpoint.every {self.every}, so some would never be "
+                f"written; use {math.ceil(self.keep_every / self.every) * self.every}",
+            )
+
+
+class OptimizerConfig(Config):
+    """AdamW with decoupled decay on matrices alone; biases, norms and scales do not decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate, for the whole global batch."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the two moments; 0.95 to 0.98 for the second avoids loss spikes (arXiv 2304.13013)."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Share of lr by which matrices shrink each step."""
+    clip_grad_norm: float = Field(1.0, ge=0)
+    """Largest norm of the whole gradient; 0: never clipped."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield ("betas",), f"saw {list(self.betas)}, expected two numbers from 0 to below 1, e.g. [0.9, 0.98]"
+
+
+class ScheduleConfig(Config):
+    """Linear warmup to the peak rate, then cosine, linear or no decay until the last step."""
+
+    kind: Literal["cosine", "constant", "linear"] = "cosine"
+    warmup: NonNegativeInt = 100
+    """Length of the warmup in `unit`s."""
+    unit: Literal["steps", "samples"] = "steps"
+    """What `warmup` counts."""
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    """Rate of the last step as a share of the peak."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        if self.kind == "constant" and self.final_fraction:
+            yield ("final_fraction",), "a constant schedule does not decay; remove it or use kind cosine or linear"
+
+
+class EngineConfig(Config):
+    """How the engine spends memory and bandwidth; DeepSpeed's own dict is generated from the run config."""
+
+    activation_checkpointing: bool = False
+    """Keep one activation per block and compute the rest again in backward."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer: moments and master weights live in CPU memory (ZeRO stage 1 and above)."""
+    deepspeed: dict[str, JsonValue] = {}
+    """Further keys of DeepSpeed's config, passed through; a key that we generate is refused."""
+
+
+class RunDataConfig(DataConfig):
+    """The data part with the codecs that turn members into tensors."""
+
+    codecs: dict[str, CodecUnion] = Field(default={"image": {"kind": "image"}, "text": {"kind": "text"}})
+    """Modality -> how its members are decoded and augmented; one per tower."""
+
+
+class EvaluationConfig(Config):
+    """What is measured while training."""
+
+    every: NonNegativeInt = 0
+    """Steps between evaluations; 0: only after the last step."""
+    tasks: dict[str, TaskUnion] = {}
+    """Name -> task."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        if self.every and not self.tasks:
+            yield ("every",), f"saw {self.every}, but there are no evaluation.tasks to run; add one or set it to 0"
+
+
+class TrackingConfig(Config):
+    """Where metrics go besides the console and metrics.jsonl, which are always written."""
+
+    log_every: PositiveInt = 10
+    """Steps between lines on the console and rows in the trackers; metrics.jsonl has every step."""
+    trackers: list[TrackerUnion] = []
+    """Further sinks."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        kinds = [kind_of(type(tracker)) for tracker in self.trackers]
+        for index, kind in enumerate(kinds):
+            if kind in kinds[:index]:
+                yield ("trackers", index), f"a second tracker of kind {kind}; keep one"
+
+
+class RunConfig(Config):
+    """One training run."""
+
+    output: Path
+    """The run folder; a run that finds its own checkpoints there continues."""
+    steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    seed: NonNegativeInt = 0
+    """Decides initial weights, order of samples, augmentation and masking."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """bf16: fp32 parameters, bf16 autocast in forward; fp16: needs CUDA, with dynamic loss scaling."""
+    zero_stage: int = Field(2, ge=0, le=3)
+    """What ranks partition: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    global_batch_size: PositiveInt
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch_size: PositiveInt
+    """Samples of one rank in one forward; accumulation follows."""
+    trace_samples: bool = False
+    """Write the sample keys of every step to samples.jsonl."""
+    max_skipped_steps: NonNegativeInt = 10
+    """Steps in a row that may be skipped because a loss or gradient is not finite; one more stops the run."""
+    deterministic: bool = False
+    """Use deterministic kernels alone, and fail where there is none."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    model: ModelConfig
+    """Towers, fusion, embedding."""
+    objectives: dict[str, ObjectiveUnion]
+    """Name -> objective; each reports train/loss_<name>."""
+    data: RunDataConfig
+    """Shards, tokenizer, codecs, loader."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: EngineConfig = EngineConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def broken_rules(self) -> Iterator[Rule]:
+        yield from _batch_rules(self)
+        yield from _schedule_rules(self)
+        yield from _objective_rules(self)
+        yield from _codec_rules(self)
+        yield from _task_rules(self)
+        if self.engine.offload != "none" and self.zero_stage == 0:
+            yield (
+                ("engine", "offload"),
+                "moves a partitioned optimizer; set zero_stage to 1 or more or offload to none",
+            )
+
+
+def _batch_rules(run: RunConfig) -> Iterator[Rule]:
+    size, micro = run.global_batch_size, run.micro_batch_size
+    if size % micro:
+        fit = max(d for d in range(1, micro + 1) if size % d == 0)
+        yield (
+            ("micro_batch_size",),
+            f"global_batch_size {size} is not a multiple of micro_batch_size {micro}; use e.g. micro_batch_size={fit}",
+        )
+
+
+def _schedule_rules(run: RunConfig) -> Iterator[Rule]:
+    schedule = run.schedule
+    steps = schedule.warmup if schedule.unit == "steps" else math.ceil(schedule.warmup / run.global_batch_size)
+    if steps > run.steps:
+        yield (
+            ("schedule", "warmup"),
+            f"the warmup of {steps} steps is longer than the run of {run.steps}; lower schedule.warmup or raise steps",
+        )
+
+
+def _objective_rules(run: RunConfig) -> Iterator[Rule]:
+    if not run.objectives:
+        yield ("objectives",), "there is nothing to learn; add one, e.g. itc: {kind: infonce}"
+    late = isinstance(run.model.fusion, LateFusionConfig)
+    for name, objective in run.objectives.items():
+        path = ("objectives", name)
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            yield path, "the name becomes a metric; use lower-case letters, digits and _, and none of max_rank"
+        yield from _missing_towers(run, path, objective.modalities)
+        if objective.needs_fusion and late:
+            yield path, "reads fused tokens, but model.fusion.kind is late; set it to joint or cross"
+    if not late and run.objectives and not any(o.needs_fusion for o in run.objectives.values()):
+        yield (
+            ("model", "fusion"),
+            "no objective reads fused tokens, so it would never learn; set model.fusion.kind to late or "
+            "give an objective a use for it, e.g. condition_on of mlm",
+        )
+
+
+def _codec_rules(run: RunConfig) -> Iterator[Rule]:
+    towers, codecs = run.model.towers, run.data.codecs
+    for name in towers.keys() - codecs.keys():
+        yield ("data", "codecs"), f"has no codec for the tower {name}; add {name}: {{kind: {name}}}"
+    for name in codecs.keys() - towers.keys():
+        yield ("data", "codecs", name), f"the model has no tower {name}; remove the codec or add model.towers.{name}"
+    for name, codec in codecs.items():
+        if kind_of(type(codec)) != name:
+            yield ("data", "codecs", name), f"decodes {kind_of(type(codec))}; set its kind to {name}"
+
+
+def _task_rules(run: RunConfig) -> Iterator[Rule]:
+    for name, task in run.evaluation.tasks.items():
+        yield from _missing_towers(run, ("evaluation", "tasks", name), task.modalities)
+
+
+def _missing_towers(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:
+    for modality in modalities:
+        if modality not in run.model.towers:
+            known = ", ".join(run.model.towers)
+            yield path, f"needs the tower {modality}, the model has {known}; add model.towers.{modality} or remove it"
+
+
+def configs_folder() -> Path:
+    """Where the complete runs and fragments that come with the project lie: the checkout, or the installed copy."""
+    checkout = Path(__file__).resolve().parents[1] / "configs"
+    return checkout if checkout.is_dir() else Path(sys.prefix) / "share" / "mmpretrain" / "configs"
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A run file upon its defaults, with `key=value` overrides; raises ConfigError with every fault."""
+    return load_config(RunConfig, path, overrides, (configs_folder(),))

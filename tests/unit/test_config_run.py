@@ -1,0 +1,136 @@
+"""The whole run config: the files under configs/, the rules that span parts, and the saved form."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpretrain.config import RunConfig, configs_folder, load_run_config
+from mmpretrain.core.config import config_hash, dump_yaml, parse_config
+from mmpretrain.core.errors import ConfigError
+from mmpretrain.models.multimodal import MultimodalTransformer
+
+COMPLETE = ("demo", "flickr1k", "clip-vit-b32", "clip-vit-b16", "clip-vit-l14", "siglip-vit-b16", "flava-base")
+DEMO = configs_folder() / "demo.yaml"
+
+
+def fault(*overrides: str, run: str = "demo") -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(configs_folder() / f"{run}.yaml", overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_run_loads_and_its_saved_form_reads_back_equal(name: str, tmp_path: Path) -> None:
+    run = load_run_config(configs_folder() / f"{name}.yaml")
+    saved = tmp_path / "config.yaml"
+    saved.write_text(dump_yaml(run))
+    assert parse_config(RunConfig, saved.read_text(), "config.yaml") == run
+    assert load_run_config(saved) == run
+    assert config_hash(load_run_config(saved)) == config_hash(run)
+
+
+def test_every_run_file_is_in_the_list() -> None:
+    assert {path.stem for path in configs_folder().glob("*.yaml")} == set(COMPLETE)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("clip-vit-b32", 151_277_313),
+        ("clip-vit-b16", 149_620_737),
+        ("clip-vit-l14", 427_616_513),
+        ("siglip-vit-b16", 203_155_970),
+    ],
+)
+def test_a_published_model_has_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    run = load_run_config(configs_folder() / f"{name}.yaml")
+    with torch.device("meta"):
+        model = MultimodalTransformer.create(run.model, run.objectives)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("size", ["tiny", "base", "large", "huge"])
+@pytest.mark.parametrize("engine", ["zero3", "offload"])
+def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"defaults: [model/{size}, data/image-text, engine/{engine}]\n"
+        "output: out\nsteps: 200\nglobal_batch_size: 8\nmicro_batch_size: 8\n"
+        "objectives: {mmm: {kind: mlm, condition_on: [image]}}\n"
+        "data: {train: {sources: {main: {shards: [shards]}}}}\n"
+    )
+    run = load_run_config(path)
+    assert run.engine.activation_checkpointing
+    assert run.data.workers == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["global_batch_size=100"],
+            "micro_batch_size: global_batch_size 100 is not a multiple of micro_batch_size 64; use",
+        ),
+        (["micro_batch_size=48"], "micro_batch_size=48: global_batch_size 64 is not a multiple of micro_batch_size 48"),
+        (["steps=20"], "schedule.warmup: the warmup of 50 steps is longer than the run of 20; lower schedule.warmup"),
+        (
+            ["steps=20", "schedule.unit=samples", "schedule.warmup=1281"],
+            "the warmup of 21 steps is longer than",
+        ),
+        (["checkpoint.every=0"], "checkpoint.every=0: saw 0 (number), expected greater than 0"),
+        (
+            ["checkpoint.keep_every=300"],
+            "300 is not a multiple of checkpoint.every 200, so some would never be",
+        ),
+        (["optimizer.betas=[0.9, 1.0]"], "saw [0.9, 1.0], expected two numbers from 0 to below 1"),
+        (["schedule={kind: constant, final_fraction: 0.5}"], "a constant schedule does not decay; remove it or use"),
+        (["objectives.itc.pair=[image, sound]"], "objectives.itc: needs the tower sound, the model has image, text"),
+        (["model.fusion={kind: late}"], "objectives.mlm: reads fused tokens, but model.fusion.kind is late; set it to"),
+        (["objectives.mlm.condition_on=[]"], "model.fusion: no objective reads fused tokens, so it would never learn"),
+        (["objectives.max_rank={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
+        (["objectives.I-T={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
+        (["objectives.itc.kind=infonc"], "objectives.itc: saw kind 'infonc', expected "),
+        (["data.codecs.image.kind=text"], "data.codecs.image: decodes text; set its kind to image"),
+        (["evaluation.every=10"], "evaluation.every=10: saw 10, but there are no evaluation.tasks to run; add one or"),
+        (["evaluation.tasks.sound={kind: retrieval, pair: [sound, text]}"], ": needs the tower sound, the model has"),
+        (["tracking.trackers=[{kind: jsonl}, {kind: jsonl}]"], "tracking.trackers.1: a second tracker of kind jsonl"),
+        (["zero_stage=0", "engine.offload=optimizer"], "moves a partitioned optimizer; set zero_stage to 1 or more"),
+        (["zero_stage=true"], "zero_stage=true: saw True (boolean), expected an integer"),
+        (["zero_stage=4"], "zero_stage=4: saw 4 (number), expected less than or equal to 3"),
+        (
+            ["precision=bf61"],
+            "precision=bf61: saw 'bf61' (text), expected 'fp32', 'bf16' or 'fp16'; did you mean bf16",
+        ),
+        (["tokenizer=x"], "tokenizer=x: unknown key; did you mean data.tokenizer?"),
+    ],
+)
+def test_a_rule_that_spans_parts_names_its_key_and_its_fix(overrides: list[str], message: str) -> None:
+    assert message in fault(*overrides)
+
+
+def test_a_codec_and_a_tower_belong_together(tmp_path: Path) -> None:
+    surplus = fault("data.codecs.sound.kind=text")
+    assert "the model has no tower sound; remove the codec or add model.towers.sound" in surplus
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "defaults: [model/tiny]\noutput: out\nsteps: 200\nglobal_batch_size: 8\nmicro_batch_size: 8\n"
+        "objectives: {mmm: {kind: mlm, condition_on: [image]}}\n"
+        "data: {train: {sources: {main: {shards: [shards]}}}, codecs: {image: {kind: image}}}\n"
+    )
+    with pytest.raises(ConfigError, match="run.yaml:7: data.codecs: has no codec for the tower text; add text: {kind"):
+        load_run_config(path)
+
+
+def test_an_objectiveless_run_is_refused(tmp_path: Path) -> None:
+    text = dump_yaml(load_run_config(DEMO))
+    head, _, rest = text.partition("objectives:\n")
+    path = tmp_path / "run.yaml"
+    path.write_text(head + "objectives: {}\n" + rest[rest.index("data:") :])
+    with pytest.raises(ConfigError, match="objectives: there is nothing to learn; add one, e.g. itc"):
+        load_run_config(path)
+
+
+def test_offered_fixes_are_accepted() -> None:
+    assert load_run_config(DEMO, ["global_batch_size=100", "micro_batch_size=50"]).global_batch_size == 100
+    assert "use e.g. micro_batch_size=50" in fault("global_batch_size=100")
