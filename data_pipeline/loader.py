@@ -1,0 +1,221 @@
+"""Micro-batches of any step of a run, the same for any number of ranks, workers and restarts.
+
+Enter: the data config, the codecs and where to start. Leave: per step, the list of this rank's `Batch`es. The loader's
+whole state is the step: each row follows from (seed, position). Refused: shards that cannot be read, and a source
+whose samples cannot be decoded.
+"""
+
+import hashlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.collate import BatchRows
+from data_pipeline.config import DataConfig
+from data_pipeline.mixture import Mixture, mixture_of
+from data_pipeline.order import sample_numbers, substitute
+from data_pipeline.reader import Place, SampleReader, Source, open_sources
+from mmpretrain.core.errors import DataError, MMPretrainError, SampleError
+from mmpretrain.core.ranks import BatchPlan
+from mmpretrain.core.seeding import generator, key_of, row_key
+from mmpretrain.core.types import Array, Batch, Codec, Skip, TensorDict
+
+MAX_ATTEMPTS = 32
+"""Substitutes tried for one position; more in a row mean that a source is broken, not a sample."""
+
+Wire = tuple[TensorDict, tuple[str, ...], tuple[Skip, ...]]
+"""A batch as it comes from a worker: plain containers, which PyTorch can pin."""
+
+
+def build_loader(
+    config: DataConfig, codecs: Mapping[str, Codec], plan: BatchPlan, seed: int, start_step: int, steps: int
+) -> "Loader":
+    """A loader of the steps from `start_step` (0: none is done yet) up to, without it, `steps`, the length of the run.
+
+    Indexes shards that have no index, so let one rank build first where shards are new.
+    """
+    patterns = {name: source.shards for name, source in config.train.sources.items()}
+    sources = open_sources(patterns, {name: codec.extensions for name, codec in codecs.items()})
+    changes = [(change.from_sample, change.weights) for change in config.train.changes]
+    rows = RowMaker(
+        reader=SampleReader(sources),
+        mixture=mixture_of(config.train.weights, changes),
+        codecs=dict(codecs),
+        seed=seed,
+        verify_checksums=config.verify_checksums,
+    )
+    return Loader(MicroBatches(rows, plan, steps), start_step, config.workers, config.prefetch)
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """The row at any global position."""
+
+    reader: SampleReader
+    mixture: Mixture
+    codecs: dict[str, Codec]
+    seed: int
+    verify_checksums: bool
+
+    def batch(self, positions: range) -> Wire:
+        """The rows at these positions."""
+        places = self.mixture.assign(np.array(positions))
+        samples = self._samples(*places)
+        rows, keys, skips = BatchRows(self.codecs, len(positions)), list[str](), list[Skip]()
+        for row, (position, source, sample) in enumerate(zip(positions, places[0].tolist(), samples, strict=True)):
+            key, decoded = self._row(position, source, sample, skips)
+            rows.put(row, decoded)
+            keys.append(key)
+        return rows.tensors(len(positions)) | self._numbers(positions), tuple(keys), tuple(skips)
+
+    def _samples(self, sources: Array, draws: Array) -> list[int]:
+        samples = np.empty(len(draws), np.int64)
+        for number in np.unique(sources).tolist():
+            source, rows = self.reader.sources[number], sources == number
+            samples[rows] = sample_numbers(draws[rows], source.num_samples, self._key(source))
+        return samples.tolist()
+
+    def _row(self, position: int, number: int, sample: int, skips: list[Skip]) -> tuple[str, dict[str, Array]]:
+        """The key and fields at a position; unusable samples are noted and replaced by others of their source."""
+        source = self.reader.sources[number]
+        key = key_of(self._key(source), "substitute")
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            place = self.reader.find(number, sample)
+            try:
+                return place.full_key, self._decode(place, position)
+            except SampleError as error:
+                skips.append(Skip(source.name, place.shard, place.ordinal, place.key, position, str(error)))
+            sample = substitute(position, attempt, source.num_samples, key)
+        raise DataError(
+            f"source {source.name}: {MAX_ATTEMPTS} samples drawn for one row cannot be used; the last is "
+            f"{skips[-1].key} in {skips[-1].shard}: {skips[-1].reason}; look at the shards with `mmpretrain data check`"
+        )
+
+    def _decode(self, place: Place, position: int) -> dict[str, Array]:
+        members = place.read(self.verify_checksums).members
+        draw = row_key(self.seed, position)
+        return decode(self.codecs, members, {name: generator(key_of(draw, name)) for name in self.codecs})
+
+    def _numbers(self, positions: range) -> TensorDict:
+        draws = [row_key(self.seed, position) for position in positions]
+        present = {f"{name}.present": torch.ones(len(positions), dtype=torch.bool) for name in self.codecs}
+        return present | {"position": torch.tensor(positions), "draw": torch.tensor(draws)}
+
+    def _key(self, source: Source) -> int:
+        return key_of(self.seed, "source", source.name)
+
+
+def decode(
+    codecs: Mapping[str, Codec], members: Mapping[str, bytes], draws: Mapping[str, np.random.Generator] | None
+) -> dict[str, Array]:
+    """The fields of all codecs; each modality has a stream of its own, so that none shifts another's."""
+    decoded: dict[str, Array] = {}
+    for name, codec in codecs.items():
+        decoded |= codec.decode(members, None if draws is None else draws[name])
+    return decoded
+
+
+class MicroBatches(Dataset[Wire | MMPretrainError]):
+    """Micro-batch number n of this rank, counted from the begin of the run."""
+
+    def __init__(self, rows: RowMaker, plan: BatchPlan, steps: int) -> None:
+        self.rows, self.plan, self.steps = rows, plan, steps
+
+    def __len__(self) -> int:
+        return self.steps * self.plan.accumulation
+
+    def __getitem__(self, number: int) -> Wire | MMPretrainError:
+        """Errors meant for the user are returned: what DataLoader raises for a worker is wrapped in a traceback."""
+        try:
+            return self.rows.batch(self.plan.micro_positions(*divmod(number, self.plan.accumulation)))
+        except MMPretrainError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Iterates from `start_step` to the end of the run; each iteration starts anew, with workers of its own."""
+
+    micro_batches: MicroBatches
+    start_step: int
+    workers: int
+    prefetch: int
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        accumulation = self.micro_batches.plan.accumulation
+        batches = _batches(self._data_loader())
+        for _ in range(self.start_step, self.micro_batches.steps):
+            yield [next(batches) for _ in range(accumulation)]
+
+    def from_step(self, step: int) -> "Loader":
+        """The same stream from another step on."""
+        return replace(self, start_step=step)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return self.micro_batches.rows.reader.sources
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with the seed, the sources, the sizes of their shards or the mixture."""
+        rows = self.micro_batches.rows
+        sources = [
+            (source.name, [shard.name for shard in source.shards], source.ends.tolist()) for source in self.sources
+        ]
+        phases = [(phase.from_position, phase.pattern.per_period.tolist()) for phase in rows.mixture.phases]
+        return hashlib.sha256(repr((rows.seed, sources, phases)).encode()).hexdigest()[:16]
+
+    def _data_loader(self) -> DataLoader[Wire | MMPretrainError]:
+        numbers = range(self.start_step * self.micro_batches.plan.accumulation, len(self.micro_batches))
+        return data_loader(self.micro_batches, numbers, self.workers, self.prefetch)
+
+
+def data_loader(
+    dataset: Dataset[Wire | MMPretrainError], numbers: Sequence[int], workers: int, prefetch: int
+) -> DataLoader[Wire | MMPretrainError]:
+    """The items of these numbers in order. Workers are spawned, not forked: a copy of a process with CUDA, threads and
+    sockets keeps their locks and ports; and their watch over the parent works, so that none outlives a killed rank."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        multiprocessing_context="spawn" if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # it draws a seed for its workers; the run's own stream stays untouched
+    )
+
+
+def _as_it_is(item: object) -> object:
+    return item
+
+
+def _batches(loader: DataLoader[Wire | MMPretrainError]) -> Iterator[Batch]:
+    with _signals_held_back():
+        items = iter(loader)
+    for item in items:
+        if isinstance(item, MMPretrainError):
+            raise item
+        tensors, keys, skips = item
+        yield Batch(tensors, tuple(keys), tuple(skips))
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes started inside never see signals sent to the whole job: the training process answers them, and its
+    workers must go on serving until it has."""
+    resource_tracker.ensure_running()  # starting it later would unblock the signals again
+    asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
