@@ -12,6 +12,7 @@ in size.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -64,6 +65,11 @@ class EvaluationContext:
         inputs = fields[modality].to(self.device, non_blocking=True)
         with torch.no_grad():
             return self.model.embed(modality, inputs, None if mask is None else mask.to(self.device)).float()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision in which the model computes in training."""
+        dtype = self.model.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
     def text(self, modality: str) -> CaptionCodec:
         """The codec of a modality that has captions."""

@@ -92,7 +92,7 @@ def _note_rows(part: _Part, context: EvaluationContext, task: RetrievalConfig, r
     wants_thumbnails = task.samples and context.run_dir is not None and modality == "image"
     for row in present:
         members = rows.members[row]
-        texts = context.text(text).captions(members)
+        texts = context.text(text).captions(members) if rows.tensors[f"{text}.present"][row] else []
         part.captions += texts
         part.owners += [len(part.keys)] * len(texts)
         part.keys.append(rows.keys[row])

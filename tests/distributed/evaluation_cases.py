@@ -1,0 +1,116 @@
+"""One rank of the evaluation of a small model; started by test_evaluation.py.
+
+Enter: number of ranks, the rows of each rank's batches, a folder. Leaves: each rank's figures and the run folder that
+rank 0 wrote. Eleven samples: one lacks its image, one its captions, the others have one to three captions.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tiny_model import EOS, IMAGE_SIZE, LENGTH, MASK, PAD, UNKNOWN, VOCABULARY, build_model, rows_of
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+
+from mmpretrain.core.types import Codec
+from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
+from mmpretrain.evaluation.health import HealthConfig
+from mmpretrain.evaluation.mlm import MLMTaskConfig
+from mmpretrain.evaluation.retrieval import RetrievalConfig
+from mmpretrain.evaluation.zeroshot import ZeroShotConfig
+from mmpretrain.modalities.image import ImageCodec, ImageCodecConfig
+from mmpretrain.modalities.text import TextCodec
+from mmpretrain.objectives.infonce import InfoNCEConfig
+from mmpretrain.objectives.mlm import MLMConfig
+
+SAMPLES, WITHOUT_IMAGE, WITHOUT_CAPTION = 11, 3, 7
+CLASSES = ["w5 w6", "w7", "w8 w9 w10"]
+OBJECTIVES = {
+    "itc": InfoNCEConfig(),
+    "mlm": MLMConfig(probability=0.4),
+    "mlm_image": MLMConfig(probability=0.4, condition_on=("image",)),
+}
+
+
+def text_codec() -> TextCodec:
+    """Words w3 to w61 with the special ids of the tiny model."""
+    specials = {"<pad>": PAD, "<bos>": 1, "<mask>": MASK, "<unk>": UNKNOWN, "<eos>": EOS}
+    vocabulary = {f"w{number}": number for number in range(VOCABULARY) if number not in specials.values()} | specials
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [("<bos>", 1), ("<eos>", EOS)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(length=LENGTH, pad_id=PAD, pad_token="<pad>")
+    return TextCodec(tokenizer, LENGTH, "first")
+
+
+def captions(sample: int) -> list[str]:
+    """One to three captions of different words."""
+    count = 0 if sample == WITHOUT_CAPTION else sample % 3 + 1
+    return [f"w{3 + 5 * sample} w{4 + (7 * sample + c) % 50} w{10 + c}" for c in range(count)]
+
+
+def samples(numbers: Sequence[int]) -> Rows:
+    """The rows of these samples."""
+    texts = text_codec()
+    encoded = texts.encode([(captions(number) or [""])[0] for number in numbers])
+    tensors: dict[str, Tensor] = {name: torch.from_numpy(array) for name, array in encoded.items()}
+    tensors["image"] = rows_of([1] * SAMPLES)["image"][list(numbers)]
+    tensors["image.present"] = torch.tensor([number != WITHOUT_IMAGE for number in numbers])
+    tensors["text.present"] = torch.tensor([number != WITHOUT_CAPTION for number in numbers])
+    members = [{"captions": captions(number), "label": CLASSES[number % 3], "half": number // 6} for number in numbers]
+    return Rows(
+        tensors,
+        keys=tuple(f"shard/{number}" for number in numbers),
+        members=tuple({"json": json.dumps(member).encode()} for member in members),
+    )
+
+
+def context_of(batches: Sequence[Sequence[int]], run_dir: Path) -> EvaluationContext:
+    """A context whose rank holds these batches."""
+
+    def rows(shards: Sequence[str] | None, max_samples: int | None) -> Iterator[Rows]:
+        return (samples(batch) for batch in batches)
+
+    codecs: Mapping[str, Codec] = {
+        "image": ImageCodec(IMAGE_SIZE, IMAGE_SIZE, ImageCodecConfig()),
+        "text": text_codec(),
+    }
+    model = build_model(OBJECTIVES).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    return EvaluationContext(model, codecs, rows, torch.device("cpu"), run_dir)
+
+
+def tasks(folder: Path) -> list[TaskConfig]:
+    """One of each kind, and retrieval by group."""
+    path = folder / "classes.json"
+    path.write_text(json.dumps({"classes": CLASSES, "templates": ["w20 {}", "{} w30"], "label_key": "label"}))
+    return [
+        RetrievalConfig(text_batch=3, samples=4),
+        RetrievalConfig(group_by="half", prefix="half", samples=0),
+        ZeroShotConfig(classes=str(path), text_batch=4),
+        MLMTaskConfig(),
+        HealthConfig(),
+    ]
+
+
+def run_rank(rank: int, batches_of_rank: Sequence[Sequence[Sequence[int]]], folder: Path) -> None:
+    """Evaluate everything as rank `rank` and write its figures."""
+    ranks = len(batches_of_rank)
+    torch.set_num_threads(1)
+    if ranks > 1:
+        store = dist.FileStore(str(folder / "store"), ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    context = context_of(batches_of_rank[rank], folder / "run")
+    figures: dict[str, float] = {}
+    for task in tasks(folder):
+        figures |= task.run(context)
+    (folder / f"figures-{rank}.json").write_text(json.dumps(figures))
+    if ranks > 1:
+        dist.destroy_process_group()
