@@ -1,7 +1,7 @@
 """Contrastive losses and their gradients written out in float64 NumPy, from the formulas of the papers.
 
-Enter: unit embeddings [B, D] of the whole global batch, factor, bias, and which rows count. Leave: the mean loss and its
-gradients. Nothing of the package is used.
+Enter: unit embeddings [B, D] of the whole global batch, factor, bias, and which rows count. Leave: the mean loss and
+its gradients. Nothing of the package is used.
 """
 
 from dataclasses import dataclass

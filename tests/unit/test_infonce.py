@@ -100,7 +100,10 @@ def test_absent_rows_change_nothing_and_get_exactly_zero_gradient() -> None:
     text = whole["second"].detach().requires_grad_()
     batch = {"image.present": present, "text.present": torch.ones(8, dtype=torch.bool)}
     objective = build(tile=3)
-    loss, expected = objective.reduce(encode_pairs(Embeddings(batch, image, text), ("image", "text"))), build().reduce(few)
+    loss, expected = (
+        objective.reduce(encode_pairs(Embeddings(batch, image, text), ("image", "text"))),
+        build().reduce(few),
+    )
     loss.backward()
     expected.backward()
     assert objective.count(batch).item() == 6
