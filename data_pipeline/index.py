@@ -113,13 +113,17 @@ def load_or_build_index(shard: Path) -> ShardIndex:
     return index
 
 
+def read_index(shard: Path) -> ShardIndex | None:
+    """The saved index, whether or not it still describes the shard; None where there is none of this version."""
+    loaded = read_index_file(index_path(shard))
+    return None if loaded is None else _from_file(shard, *loaded)
+
+
 def load_index(shard: Path) -> ShardIndex | None:
-    """The saved index if it still describes the shard; None where there is none, or one of an older version."""
-    path = index_path(shard)
-    loaded = read_index_file(path)
-    if loaded is None:
+    """The saved index if it still describes the shard, which is refused if it changed; None where there is none."""
+    index = read_index(shard)
+    if index is None:
         return None
-    index = _from_file(shard, *loaded)
     stat = _stat(shard)
     if stat == (index.shard_bytes, index.shard_mtime_ns):
         return index

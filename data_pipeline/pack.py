@@ -1,0 +1,234 @@
+"""`data pack`: a folder of media and a table of captions become WebDataset shards, indexed.
+
+Enter: the folder and the table. Leave: `00000.tar`, ... with their indexes, `manifest.json`, and `pack-report.jsonl`
+with a row per file that could not be used. Refused: too large a share of such files, a folder with another packing.
+
+A sample is its media file under the extension that its content has, a `.json` with all `captions` and the source
+`file`, and a `.txt` with the first caption. Every WebDataset reader takes that: open_clip and readers of img2dataset's
+shards take the whole `.txt` as one caption, so several, one a line, would run together; ours are all in the `.json`.
+
+Shard i holds the candidates [i N, (i + 1) N) in the order of their keys, less those that were dropped, so the bytes
+do not depend on the number of workers, and a shard that stands is never written again.
+"""
+
+import hashlib
+import json
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from data_pipeline.pack_sources import Dropped, PackEntry, plan_entries, read_captions
+from data_pipeline.parallel import run_parallel
+from data_pipeline.shard_writer import finish_shard, shard_paths, write_unfinished
+from data_pipeline.sniff import usable_extension
+from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
+from mmpretrain.core.errors import ConfigError, DataError, SampleError
+
+MANIFEST = "manifest.json"
+REPORT = "pack-report.jsonl"
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What a packing holds; saved in its manifest."""
+
+    shards: int
+    samples: int
+    captions: int
+    dropped: int
+    unlisted: int
+    """Files of the folder that the table does not name."""
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One shard to be written, and once it is, what became of its candidates."""
+
+    path: Path
+    entries: tuple[PackEntry, ...]
+    dropped: tuple[Dropped, ...] = ()
+
+
+def pack(
+    folder: Path,
+    captions: Path,
+    out: Path,
+    samples_per_shard: int = 1000,
+    workers: int | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    max_bad: float = 0.05,
+) -> PackSummary:
+    """Pack and index; an interrupted packing goes on when it is called again with the same options.
+
+    Files that cannot be used are dropped and listed in `pack-report.jsonl`; past the fraction `max_bad` of the files
+    that the table names that is a DataError.
+    """
+    _check_options(folder, samples_per_shard, max_bad)
+    table = read_captions(captions, image_column, caption_column)
+    entries, absent = plan_entries(folder, table)
+    _check_share(absent, len(table), max_bad, captions)
+    plan = {"samples_per_shard": samples_per_shard, "candidates": len(entries), "sha256": _fingerprint(folder, entries)}
+    _open_packing(out, plan)
+    shards = _divide(entries, out, samples_per_shard)
+    broken = _write_missing(shards, folder, out, workers)
+    dropped = sorted([*absent, *broken], key=lambda row: row.path)
+    _write_rows(out / REPORT, dropped)
+    lost = {row.path for row in broken}
+    packed = [entry for entry in entries if entry.path not in lost]
+    summary = PackSummary(
+        shards=sum(shard.path.exists() for shard in shards),
+        samples=len(packed),
+        captions=sum(len(entry.captions) for entry in packed),
+        dropped=len(dropped),
+        unlisted=_count_unlisted(folder, out, table),
+    )
+    _check_share(dropped, len(table), max_bad, captions)
+    _write_manifest(out, plan, summary)
+    _say(summary, out)
+    return summary
+
+
+def _check_options(folder: Path, samples_per_shard: int, max_bad: float) -> None:
+    if not folder.is_dir():
+        raise DataError(f"media folder {folder} does not exist")
+    if samples_per_shard < 1:
+        raise ConfigError(f"--samples-per-shard is {samples_per_shard}; give at least 1")
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"--max-bad is {max_bad}; give a fraction from 0 to 1")
+
+
+def _check_share(dropped: list[Dropped], total: int, max_bad: float, table: Path) -> None:
+    if len(dropped) > max_bad * total:
+        shown = "; ".join(f"{row.path}: {row.reason}" for row in dropped[:3])
+        raise DataError(
+            f"{len(dropped)} of the {total} files that {table} names cannot be used, more than --max-bad {max_bad:g}: "
+            f"{shown}{'; ...' if len(dropped) > 3 else ''}. Repair them, or allow a larger --max-bad"
+        )
+
+
+def _fingerprint(folder: Path, entries: Iterable[PackEntry]) -> str:
+    """Changes with the files' names and sizes and with the captions, not with where the folder stands."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        size = (folder / entry.path).stat().st_size
+        digest.update(json.dumps([entry.key, entry.path, size, entry.captions]).encode())
+    return digest.hexdigest()
+
+
+def _open_packing(out: Path, plan: dict[str, object]) -> None:
+    """Say what this folder will hold; refuse one that holds something else."""
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / MANIFEST).exists():
+        found = json.loads((out / MANIFEST).read_text())["plan"]
+        changed = [name for name in plan if found.get(name) != plan[name]]
+        if changed:
+            raise ConfigError(
+                f"{out} holds a packing of other input or options ("
+                + ", ".join(f"{name} {found.get(name)} there, {plan[name]} now" for name in changed)
+                + "); give another --out, or delete that folder"
+            )
+        return
+    if any(out.glob("*.tar")):
+        raise ConfigError(f"{out} holds shards that `data pack` did not write; give another --out")
+    _write_manifest(out, plan, None)
+
+
+def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None) -> None:
+    content = {"plan": plan, "complete": summary is not None} | (asdict(summary) if summary else {})
+    unfinished = out / f".{MANIFEST}"
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(out / MANIFEST)
+
+
+def _divide(entries: list[PackEntry], out: Path, samples_per_shard: int) -> list[_Shard]:
+    starts = range(0, len(entries), samples_per_shard)
+    paths = shard_paths(out, len(starts))
+    return [
+        _Shard(path, tuple(entries[start : start + samples_per_shard]))
+        for path, start in zip(paths, starts, strict=True)
+    ]
+
+
+def _write_missing(shards: list[_Shard], folder: Path, out: Path, workers: int | None) -> list[Dropped]:
+    """Write the shards that do not stand yet; what was dropped from all of them.
+
+    A shard counts as standing once its own drops are on disk: they are appended first, its tar is renamed after.
+    """
+    standing = {entry.path for shard in shards if shard.path.exists() for entry in shard.entries}
+    broken = [row for row in _read_rows(out / REPORT) if row.path in standing]
+    _write_rows(out / REPORT, broken)
+
+    def settle(shard: _Shard) -> None:
+        broken.extend(shard.dropped)
+        with (out / REPORT).open("a") as file:
+            file.writelines(_as_line(row) for row in shard.dropped)
+        if len(shard.dropped) < len(shard.entries):
+            finish_shard(shard.path)
+
+    missing = [shard for shard in shards if not shard.path.exists()]
+    run_parallel(partial(_write_shard, folder), missing, workers, "packing", settle)
+    return broken
+
+
+def _write_shard(folder: Path, shard: _Shard) -> _Shard:
+    dropped: list[Dropped] = []
+    write_unfinished(shard.path, _usable_samples(folder, shard.entries, dropped))
+    return replace(shard, dropped=tuple(dropped))
+
+
+def _usable_samples(
+    folder: Path, entries: Iterable[PackEntry], dropped: list[Dropped]
+) -> Iterator[dict[str, str | bytes]]:
+    for entry in entries:
+        try:
+            yield _sample(folder, entry)
+        except SampleError as error:
+            dropped.append(Dropped(entry.path, str(error)))
+
+
+def _sample(folder: Path, entry: PackEntry) -> dict[str, str | bytes]:
+    try:
+        content = (folder / entry.path).read_bytes()
+    except OSError as error:
+        raise SampleError(f"the file cannot be read: {error.strerror}") from error
+    described = {"captions": entry.captions, "file": entry.path}
+    return {
+        "__key__": entry.key,
+        usable_extension(content): content,
+        METADATA_EXTENSION: json.dumps(described, ensure_ascii=False).encode(),
+        TEXT_EXTENSION: entry.captions[0].encode(),
+    }
+
+
+def _count_unlisted(folder: Path, out: Path, table: Container[str]) -> int:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(out))
+    return sum(path.relative_to(folder).as_posix() not in table for path in files)
+
+
+def _read_rows(report: Path) -> list[Dropped]:
+    if not report.exists():
+        return []
+    return [Dropped(**json.loads(line)) for line in report.read_text().splitlines()]
+
+
+def _write_rows(report: Path, rows: Iterable[Dropped]) -> None:
+    unfinished = report.with_name(f".{report.name}")
+    unfinished.write_text("".join(_as_line(row) for row in rows))
+    unfinished.replace(report)
+
+
+def _as_line(row: Dropped) -> str:
+    return json.dumps(asdict(row)) + "\n"
+
+
+def _say(summary: PackSummary, out: Path) -> None:
+    text = f"packed {summary.samples} samples with {summary.captions} captions into {summary.shards} shards in {out}"
+    if summary.dropped:
+        text += f"; dropped {summary.dropped} files, listed in {out / REPORT}"
+    if summary.unlisted:
+        text += f"; {summary.unlisted} files of the folder are not in the table"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)

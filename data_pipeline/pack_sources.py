@@ -1,0 +1,174 @@
+"""From a folder of media and a table of captions to a list of samples with safe, unique keys.
+
+Enter: the folder and a .csv, .tsv, .jsonl or .parquet with a column of file names and one of captions. Leave:
+`PackEntry`s sorted by key, and the files that are named but absent. Refused: a table whose columns cannot be told, rows
+without a name, an empty table.
+"""
+
+import csv
+import itertools
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow
+import pyarrow.parquet
+
+from mmpretrain.core.errors import ConfigError, DataError
+
+MEDIA_COLUMNS = ("image", "file_name", "filename", "file", "path", "image_path", "filepath", "media", "video", "audio")
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "description")
+
+Row = dict[str, object]
+
+
+@dataclass(frozen=True)
+class PackEntry:
+    """One sample to be packed."""
+
+    key: str
+    path: str
+    """Relative to the folder, as in the table."""
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A media file that the table names and no shard holds."""
+
+    path: str
+    reason: str
+
+
+def read_captions(table: Path, media_column: str | None, caption_column: str | None) -> dict[str, list[str]]:
+    """Media path -> its captions, both in the order of the table; rows without a caption leave an empty list."""
+    rows = _rows(table)
+    try:
+        first = next(rows)
+    except StopIteration as error:
+        raise DataError(f"{table} holds no rows; it needs a column of file names and one of captions") from error
+    media = _choose_column(table, first, media_column, MEDIA_COLUMNS, "--image-column")
+    caption = _choose_column(table, first, caption_column, CAPTION_COLUMNS, "--caption-column")
+    captions: dict[str, list[str]] = {}
+    for number, row in enumerate(itertools.chain([first], rows), 1):
+        name = row.get(media)
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{table}: row {number} names no file in column {media!r}: {name!r}")
+        path = str(PurePosixPath(name.strip()))
+        captions.setdefault(path, []).extend(_captions_in(row.get(caption), table, number, caption))
+    return captions
+
+
+def plan_entries(folder: Path, captions: dict[str, list[str]]) -> tuple[list[PackEntry], list[Dropped]]:
+    """Entries sorted by key, and what can be told to be unusable without reading it."""
+    usable: list[str] = []
+    dropped: list[Dropped] = []
+    for path in sorted(captions):
+        reason = _why_unusable(folder, path, captions[path])
+        if reason is None:
+            usable.append(path)
+        else:
+            dropped.append(Dropped(path, reason))
+    keys = safe_keys(usable)
+    entries = [PackEntry(key, path, tuple(captions[path])) for key, path in zip(keys, usable, strict=True)]
+    return sorted(entries, key=lambda entry: entry.key), dropped
+
+
+def safe_keys(paths: list[str]) -> list[str]:
+    """Keys without dots or slashes, which readers split names at; names that would meet get their checksum added."""
+    plain = [re.sub(r"[^\w-]", "_", str(PurePosixPath(path).with_suffix(""))) for path in paths]
+    count = Counter(plain)
+    taken = {key for key in plain if count[key] == 1}
+    keys = []
+    for path, key in zip(paths, plain, strict=True):
+        chosen = key if count[key] == 1 else f"{key}-{zlib.crc32(path.encode()):08x}"
+        while count[key] > 1 and chosen in taken:
+            chosen += "_"
+        taken.add(chosen)
+        keys.append(chosen)
+    return keys
+
+
+def _why_unusable(folder: Path, path: str, captions: list[str]) -> str | None:
+    if path.startswith("/") or ".." in PurePosixPath(path).parts:
+        return f"the name leads out of {folder}"
+    if not (folder / path).is_file():
+        return f"there is no such file in {folder}"
+    return None if captions else "no row gives it a caption"
+
+
+def _rows(table: Path) -> Iterator[Row]:
+    if not table.is_file():
+        raise DataError(f"captions file {table} does not exist")
+    kind = table.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        return _csv_rows(table, "\t" if kind == ".tsv" else ",")
+    if kind in (".jsonl", ".ndjson"):
+        return _jsonl_rows(table)
+    if kind == ".parquet":
+        return _parquet_rows(table)
+    raise ConfigError(
+        f"captions file {table}: {kind or 'no extension'} is not read; give .csv, .tsv, .jsonl or .parquet"
+    )
+
+
+def _csv_rows(table: Path, delimiter: str) -> Iterator[Row]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            for number, row in enumerate(csv.DictReader(file, delimiter=delimiter, strict=True), 1):
+                if None in row or None in row.values():
+                    raise DataError(f"{table}: row {number} has another number of columns than the header: {row}")
+                yield dict(row)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{table} is no readable CSV: {error}") from error
+
+
+def _jsonl_rows(table: Path) -> Iterator[Row]:
+    with table.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{table}: line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{table}: line {number} holds a {type(row).__name__}, not an object")
+            yield row
+
+
+def _parquet_rows(table: Path) -> Iterator[Row]:
+    try:
+        with pyarrow.parquet.ParquetFile(table) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        raise DataError(f"{table} is no readable Parquet: {error}") from error
+
+
+def _choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str], option: str) -> str:
+    columns = ", ".join(row)
+    if asked is not None:
+        if asked not in row:
+            raise ConfigError(f"{option} {asked!r}: {table} has no such column; it has {columns}")
+        return asked
+    lower = {name.strip().lower(): name for name in row}
+    found = [lower[name] for name in known if name in lower]
+    if len(found) == 1:
+        return found[0]
+    what = (
+        f"several of the columns could be it ({', '.join(found)})" if found else f"none of the columns is ({columns})"
+    )
+    raise ConfigError(f"{table}: {what}; name the right one with {option}; known are {', '.join(known)}")
+
+
+def _captions_in(value: object, table: Path, number: int, column: str) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    captions = [caption.strip() for caption in values if isinstance(caption, str)]
+    if len(captions) != len(values):
+        raise DataError(f"{table}: row {number}, column {column!r} is neither text nor a list of text: {value!r}")
+    return [caption for caption in captions if caption]

@@ -1,0 +1,79 @@
+"""One function over many shards by several processes, with a progress bar on stderr.
+
+Enter: a picklable function and its items. Leave: the results, in the order of the items. Refused: nothing; an error of
+a worker is raised here, a worker that is killed becomes a DataError.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mmpretrain.core.errors import ConfigError, DataError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+def run_parallel(
+    function: Callable[[ItemT], ResultT],
+    items: Sequence[ItemT],
+    workers: int | None,
+    description: str,
+    finished: Callable[[ResultT], None] | None = None,
+) -> list[ResultT]:
+    """Results in the order of `items`; `finished` is called here, in this process, as each is done.
+
+    `workers` null means one per processor this process may use; 1 runs everything in this process.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; give at least 1, or leave it out for one per processor")
+    count = min(workers or len(os.sched_getaffinity(0)), len(items))
+    results: dict[int, ResultT] = {}
+    with _progress() as progress:
+        task = progress.add_task(description, total=len(items))
+        for number, result in _unordered(function, items, count):
+            results[number] = result
+            if finished is not None:
+                finished(result)
+            progress.advance(task)
+    return [results[number] for number in range(len(items))]
+
+
+def _unordered(
+    function: Callable[[ItemT], ResultT], items: Sequence[ItemT], workers: int
+) -> Iterator[tuple[int, ResultT]]:
+    if workers <= 1:
+        for number, item in enumerate(items):
+            yield number, function(item)
+        return
+    # spawned, because a fork of a process with threads (progress bar, tensors) may never wake up
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(function, item): number for number, item in enumerate(items)}
+        try:
+            for future in as_completed(futures):
+                yield futures.pop(future), future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process was killed, usually for want of memory; use fewer --workers, then run again"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,157 @@
+"""The synthetic pictures: one coloured shape on a noisy ground, and sentences about it.
+
+Enter: a random generator and a pair (colour, shape). Leave: a JPEG, captions and what they tell. Pairs whose numbers
+add up to a multiple of six are held out of training: to know them, a model must combine colours and shapes. Refused:
+nothing.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {
+    "red": (215, 40, 40),
+    "green": (40, 165, 60),
+    "blue": (45, 75, 225),
+    "yellow": (235, 210, 45),
+    "purple": (150, 45, 175),
+    "cyan": (50, 205, 215),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SIZES = {"small": (0.16, 0.19), "large": (0.25, 0.29)}
+"""Radius as a fraction of the side of the picture."""
+PLACES = {"centre": (0.5, 0.5), "left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7)}
+"""Middle of the shape as fractions of the side, from the top left."""
+TEMPLATES = (
+    "a {colour} {shape}",
+    "a picture of a {colour} {shape}",
+    "a {size} {colour} {shape}",
+    "a {colour} {shape} at the {place}",
+    "there is a {size} {colour} {shape} at the {place} of the picture",
+    "the {shape} at the {place} is {colour}",
+    "the {size} {shape} is {colour}",
+)
+PROMPTS = ("a {}", "a picture of a {}")
+"""Templates for zero-shot classification; {} is a class name such as "red circle"."""
+OVERSAMPLING = 4
+NOISE = 10.0
+"""Standard deviation of the pixel noise, of 255."""
+
+PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+HELD_OUT = tuple(
+    (colour, shape) for c, colour in enumerate(COLOURS) for s, shape in enumerate(SHAPES) if (c + s) % len(SHAPES) == 0
+)
+SEEN = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows."""
+
+    colour: str
+    shape: str
+    size: str
+    place: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    def captions(self, draw: np.random.Generator, count: int) -> list[str]:
+        """Sentences of different templates; each names colour and shape."""
+        chosen = draw.choice(len(TEMPLATES), size=count, replace=False)
+        return [
+            TEMPLATES[number].format(colour=self.colour, shape=self.shape, size=self.size, place=self.place)
+            for number in chosen
+        ]
+
+
+def draw_scene(pair: tuple[str, str], draw: np.random.Generator) -> Scene:
+    sizes, places = tuple(SIZES), tuple(PLACES)
+    return Scene(*pair, sizes[draw.integers(len(sizes))], places[draw.integers(len(places))])
+
+
+def render(scene: Scene, side: int, draw: np.random.Generator) -> bytes:
+    """A JPEG of `side` pixels; exact place, radius, angle, shade, ground and noise vary."""
+    large = side * OVERSAMPLING
+    ground = int(draw.integers(60, 200))
+    shade = np.clip(np.array(COLOURS[scene.colour]) + draw.integers(-18, 19, size=3), 0, 255)
+    canvas = Image.new("RGB", (large, large), (ground, ground, ground))
+    radius = large * draw.uniform(*SIZES[scene.size])
+    x, y = (large * (middle + draw.uniform(-0.03, 0.03)) for middle in PLACES[scene.place])
+    angle = draw.uniform(-0.15, 0.15)
+    fill = (int(shade[0]), int(shade[1]), int(shade[2]))
+    _PAINTERS[scene.shape](ImageDraw.Draw(canvas), _Stamp(x, y, radius, angle), fill)
+    pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float64)
+    noisy = np.clip(pixels + draw.normal(0.0, NOISE, pixels.shape), 0, 255).astype(np.uint8)
+    target = BytesIO()
+    Image.fromarray(noisy).save(target, "JPEG", quality=92)
+    return target.getvalue()
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """Where a shape stands on the canvas, in pixels and radians."""
+
+    x: float
+    y: float
+    radius: float
+    angle: float
+
+    def box(self, scale: float = 1.0) -> tuple[float, float, float, float]:
+        reach = self.radius * scale
+        return (self.x - reach, self.y - reach, self.x + reach, self.y + reach)
+
+    def ring_of(self, corners: int, scales: tuple[float, ...], start: float) -> list[tuple[float, float]]:
+        """Points at equal angles around the middle; their distances cycle through `scales` x radius."""
+        turns = [self.angle + start + 2 * math.pi * corner / corners for corner in range(corners)]
+        reach = [self.radius * scales[corner % len(scales)] for corner in range(corners)]
+        return [(self.x + r * math.cos(t), self.y + r * math.sin(t)) for r, t in zip(reach, turns, strict=True)]
+
+
+_Colour = tuple[int, int, int]
+_Painter = Callable[[ImageDraw.ImageDraw, _Stamp, _Colour], None]
+
+
+def _circle(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.ellipse(stamp.box(), fill=fill)
+
+
+def _ring(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.ellipse(stamp.box(), outline=fill, width=int(stamp.radius * 0.42))
+
+
+def _square(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.polygon(stamp.ring_of(4, (1.2,), math.pi / 4), fill=fill)
+
+
+def _triangle(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.polygon(stamp.ring_of(3, (1.2,), -math.pi / 2), fill=fill)
+
+
+def _star(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.polygon(stamp.ring_of(10, (1.2, 0.5), -math.pi / 2), fill=fill)
+
+
+def _cross(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    for turn in (0.0, math.pi / 2):
+        arm = [(1.1, -0.3), (1.1, 0.3), (-1.1, 0.3), (-1.1, -0.3)]
+        cos, sin = math.cos(stamp.angle + turn), math.sin(stamp.angle + turn)
+        points = [
+            (stamp.x + stamp.radius * (u * cos - v * sin), stamp.y + stamp.radius * (u * sin + v * cos)) for u, v in arm
+        ]
+        canvas.polygon(points, fill=fill)
+
+
+_PAINTERS: dict[str, _Painter] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "star": _star,
+    "cross": _cross,
+    "ring": _ring,
+}

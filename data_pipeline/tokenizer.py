@@ -1,0 +1,137 @@
+"""Tokenizers in the Hugging Face format: trained from the captions of shards, or loaded by name.
+
+Enter: shards, or a folder or hub name. Leave: a folder that `AutoTokenizer.from_pretrained` reads, or the tokenizer and
+what a text tower must know of it. Refused: shards without captions, a vocabulary too small for all bytes, tokenizers
+that are missing, need code of their own, or lack a pad or an end token.
+
+Ours is byte-level BPE on lower-cased text. `<pad>` is 0, and `<eos>` has the largest id, because CLIP and open_clip
+pool a text at its largest id.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from data_pipeline.index import load_or_build_index
+from data_pipeline.shards import resolve_shards
+from data_pipeline.tar import open_shard
+from mmpretrain.core.captions import CAPTION_EXTENSIONS, captions_of
+from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.types import TokenizerFacts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, UNKNOWN, MASK, BEGIN, END = "<pad>", "<unk>", "<mask>", "<bos>", "<eos>"
+SMALLEST = len(pre_tokenizers.ByteLevel.alphabet()) + 5
+MAX_SAMPLES = 1_000_000
+"""Captions of so many samples, spread evenly over the shards, are enough for a vocabulary."""
+
+
+def train_tokenizer(
+    shards: Iterable[str | Path], vocab_size: int, out_dir: Path, max_samples: int = MAX_SAMPLES
+) -> Path:
+    """Train on the shards' captions and save in `out_dir`, which appears whole; the same captions give the same files.
+
+    Fewer words than `vocab_size` come out where the captions do not hold so many.
+    """
+    if vocab_size < SMALLEST:
+        raise ConfigError(f"train_vocab_size {vocab_size} is too small; bytes and special tokens alone take {SMALLEST}")
+    if out_dir.exists():
+        raise ConfigError(f"{out_dir} already holds something; load it by data.tokenizer.path, or delete it")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=[PAD, UNKNOWN, MASK, BEGIN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    captions = _captions([Path(shard) for shard in resolve_shards(map(str, shards))], max_samples)
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.add_special_tokens([END])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}",
+        pair=f"{BEGIN} $A {END} $B:1 {END}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
+    )
+    return _save(tokenizer, out_dir)
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
+    """A local folder's or the hub's fast tokenizer; code of its own is never run."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds to import; workers do without
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer {str(name)!r} cannot be loaded ({_first_line(error)}); give a folder that holds a "
+            f"tokenizer.json or a hub name, or leave data.tokenizer.path null to train one"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ConfigError(f"tokenizer {str(name)!r} has no fast (Rust) version, which is needed; choose one that has")
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"tokenizer {str(name)!r} has no pad token, which texts of a fixed length need; add one")
+    return tokenizer
+
+
+def tokenizer_facts(tokenizer: "PreTrainedTokenizerFast") -> TokenizerFacts:
+    """What a text tower must know; a separator token (BERT) counts as the end where there is no other."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return TokenizerFacts(
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        eos_id=end,
+        mask_id=tokenizer.mask_token_id,
+        special_ids=tuple(sorted(tokenizer.all_special_ids)),
+    )
+
+
+def _captions(shards: list[Path], max_samples: int) -> Iterator[str]:
+    """Captions of at most `max_samples` samples at even distances; samples whose captions cannot be read have none."""
+    indexes = [load_or_build_index(shard) for shard in shards]
+    total = sum(index.num_samples for index in indexes)
+    stride, first, found = max(1, -(-total // max_samples)), 0, False
+    for index in indexes:
+        with open_shard(index.shard) as data:
+            for ordinal in range(-first % stride, index.num_samples, stride):
+                offset, _ = index.sample_range(ordinal)
+                members = {
+                    name: bytes(data[offset + begin : offset + begin + size])
+                    for name, begin, size in index.members(ordinal)
+                    if name in CAPTION_EXTENSIONS
+                }
+                try:
+                    captions = captions_of(members)
+                except SampleError:
+                    continue
+                found |= bool(captions)
+                yield from captions
+        first += index.num_samples
+    if not found:
+        raise DataError(
+            f"the {len(shards)} shards hold no captions to train a tokenizer from; "
+            f"name shards with .txt members, or one to load by data.tokenizer.path"
+        )
+
+
+def _save(tokenizer: Tokenizer, out_dir: Path) -> Path:
+    from transformers import PreTrainedTokenizerFast
+
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, mask_token=MASK, bos_token=BEGIN, eos_token=END
+    )
+    unfinished = out_dir.with_name(f".{out_dir.name}.{uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    wrapped.save_pretrained(unfinished)
+    return unfinished.rename(out_dir)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
