@@ -24,6 +24,7 @@ from torch import Tensor
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import Array, Codec, TensorDict
+from mmpretrain.evaluation.lockstep import in_step
 from mmpretrain.models.multimodal import MultimodalTransformer
 
 
@@ -80,6 +81,11 @@ class EvaluationContext:
                 f"name a text modality (the run has {sorted(self.codecs)})"
             )
         return codec
+
+    def turns(self, task: "TaskConfig") -> Iterator[Rows | None]:
+        """The task's rows of this rank, or None in a turn in which only others have some. Communicates."""
+        for rows in in_step(self.rows(task.shards, task.max_samples), self.device):
+            yield rows if rows is not None and rows.keys else None
 
     def stand_in(self, modality: str) -> TensorDict:
         """One row of a modality's fields, for a call whose result is dropped."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmpretrain.core.errors import DataError
 from mmpretrain.evaluation.base import EvaluationContext, TaskConfig
-from mmpretrain.evaluation.lockstep import gather_ragged, in_step
+from mmpretrain.evaluation.lockstep import gather_ragged
 
 
 class HealthConfig(TaskConfig):
@@ -39,7 +39,7 @@ class HealthConfig(TaskConfig):
 def paired_embeddings(context: EvaluationContext, task: HealthConfig) -> tuple[Tensor, Tensor]:
     """Embeddings of both modalities of rows that hold both, over all ranks. Communicates."""
     found: dict[str, list[Tensor]] = {modality: [] for modality in task.pair}
-    for rows in in_step(context.rows(task.shards, task.max_samples), context.device):
+    for rows in context.turns(task):
         fields = {m: context.stand_in(m) if rows is None else rows.tensors for m in task.pair}
         vectors = {m: context.embed(m, fields[m]) for m in task.pair}
         if rows is not None:

@@ -17,7 +17,6 @@ from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.seeding import key_of
 from mmpretrain.core.types import TensorDict
 from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
-from mmpretrain.evaluation.lockstep import in_step
 from mmpretrain.objectives.mlm import MaskedLanguageModelling
 
 
@@ -38,7 +37,7 @@ class MLMTaskConfig(TaskConfig):
         words = torch.zeros(facts.vocab_size or 0, dtype=torch.float64, device=context.device)
         hits = {name: torch.zeros(3, dtype=torch.float64, device=context.device) for name in objectives}
         others = _Others({m for objective in objectives.values() for m in objective.condition_on})
-        for rows in in_step(context.rows(self.shards, self.max_samples), context.device):
+        for rows in context.turns(self):
             batch = _batch(context, rows)
             for name, found in _accuracies(context, objectives, batch, others.swap(batch)).items():
                 hits[name] += found

@@ -75,7 +75,7 @@ class _Part:
 def _encode(context: EvaluationContext, task: RetrievalConfig) -> _Part:
     modality, text = task.pair
     part, vectors = _Part(), [torch.zeros(0, context.model.facts.embed_dim, device=context.device)]
-    for rows in in_step(context.rows(task.shards, task.max_samples), context.device):
+    for rows in context.turns(task):
         fields = context.stand_in(modality) if rows is None else rows.tensors
         embedded = context.embed(modality, fields)
         if rows is not None:

@@ -20,7 +20,6 @@ from mmpretrain.core.config import Config
 from mmpretrain.core.errors import DataError
 from mmpretrain.evaluation.base import EvaluationContext, TaskConfig
 from mmpretrain.evaluation.labels import json_label
-from mmpretrain.evaluation.lockstep import in_step
 
 
 class ClassSet(Config):
@@ -52,12 +51,14 @@ class ZeroShotConfig(TaskConfig):
         weights = class_embeddings(context, self.text, known, self.text_batch)
         top = min(5, len(known.classes))
         hits = torch.zeros(3, dtype=torch.float64)
-        for rows in in_step(context.rows(self.shards, self.max_samples), context.device):
+        for rows in context.turns(self):
             fields = context.stand_in(self.modality) if rows is None else rows.tensors
             scores = context.embed(self.modality, fields) @ weights.T
             if rows is not None:
                 present = rows.tensors[f"{self.modality}.present"].nonzero().flatten().tolist()
-                labels = [_class_of(json_label(rows.members[r], known.label_key, rows.keys[r]), known) for r in present]
+                labels = [
+                    class_index(json_label(rows.members[r], known.label_key, rows.keys[r]), known) for r in present
+                ]
                 hits += top_hits(scores[present], torch.tensor(labels, device=scores.device), top)
         first, among, count = all_reduce_sum(hits.to(context.device)).tolist()
         if not count:
@@ -106,7 +107,7 @@ def top_hits(scores: Tensor, labels: Tensor, top: int) -> Tensor:
     return torch.tensor([(before < 1).sum(), (before < top).sum(), len(labels)], dtype=torch.float64)
 
 
-def _class_of(label: str, known: ClassSet) -> int:
+def class_index(label: str, known: ClassSet) -> int:
     """Index of a label, given as class name or as index."""
     if label in known.classes:
         return known.classes.index(label)
