@@ -19,6 +19,8 @@ from mmpretrain.core.registry import kind_of, union_of
 from mmpretrain.evaluation.base import TaskConfig
 from mmpretrain.fusions.late import LateFusionConfig
 from mmpretrain.modalities.base import CodecConfig
+from mmpretrain.modalities.image import ImageCodecConfig
+from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.tracking.base import TrackerConfig
@@ -108,7 +110,7 @@ class EngineConfig(Config):
 class RunDataConfig(DataConfig):
     """The data part with the codecs that turn members into tensors."""
 
-    codecs: dict[str, CodecUnion] = Field(default={"image": {"kind": "image"}, "text": {"kind": "text"}})
+    codecs: dict[str, CodecUnion] = {"image": ImageCodecConfig(), "text": TextCodecConfig()}
     """Modality -> how its members are decoded and augmented; one per tower."""
 
 
@@ -123,6 +125,11 @@ class EvaluationConfig(Config):
     def broken_rules(self) -> Iterator[Rule]:
         if self.every and not self.tasks:
             yield ("every",), f"saw {self.every}, but there are no evaluation.tasks to run; add one or set it to 0"
+        seen: dict[tuple[object, ...], str] = {}
+        for name, task in self.tasks.items():
+            first = seen.setdefault((type(task), task.modalities, task.prefix), name)
+            if first != name:
+                yield ("tasks", name), f"its figures have the names of those of {first}; give it another prefix"
 
 
 class TrackingConfig(Config):

@@ -129,7 +129,7 @@ def _write_rank(engine: Engine, partial: Path) -> _Written:
             tensors[address(one.name, one.key, one.offset)] = one.view.detach().cpu().clone()
             report.pieces.append((one.name, one.key, one.offset, one.view.numel()))
     errors = _attempt(lambda: save_file(tensors, partial / file))
-    errors += [] if errors else _attempt(lambda: _fsync(partial / file))
+    errors += [] if errors else _attempt(lambda: _settle(partial / file))
     if errors:
         report.error = errors[0]
         return report
@@ -244,6 +244,12 @@ def _vote(errors: list[str]) -> list[str]:
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _settle(path: Path) -> None:
+    """On disk for good, and readable to the group: safetensors writes files that only their owner may read."""
+    path.chmod(0o644)
+    _fsync(path)
 
 
 def _fsync(path: Path) -> None:

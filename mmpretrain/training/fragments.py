@@ -49,15 +49,14 @@ def fragments(engine: EngineLike, stage: int) -> Iterator[Fragment]:
 def ensure_optimizer_state(engine: EngineLike, stage: int) -> None:
     """Give every optimizer parameter AdamW's zero state, as its first step would."""
     inner = inner_optimizer(engine, stage)
-    for group in inner.param_groups:
-        for parameter in group["params"]:
-            state = inner.state[parameter]
-            if "step" not in state:
-                device = parameter.device if group.get("fused") else torch.device("cpu")
-                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            for key in MOMENTS:
-                if key not in state:
-                    state[key] = torch.zeros_like(parameter.data)
+    for parameter in _optimizer_parameters(engine, stage):
+        state = inner.state[parameter]
+        if "step" not in state:
+            device = parameter.device if inner.defaults["fused"] else torch.device("cpu")
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        for key in MOMENTS:
+            if key not in state:
+                state[key] = torch.zeros_like(parameter.data)
 
 
 def inner_optimizer(engine: EngineLike, stage: int) -> torch.optim.Optimizer:
@@ -71,15 +70,23 @@ def inner_optimizer(engine: EngineLike, stage: int) -> torch.optim.Optimizer:
 def get_optimizer_step(engine: EngineLike, stage: int) -> int:
     """Number of updates AdamW has applied (skipped steps are not counted)."""
     ensure_optimizer_state(engine, stage)
-    inner = inner_optimizer(engine, stage)
-    return int(inner.state[inner.param_groups[0]["params"][0]]["step"].item())
+    state = inner_optimizer(engine, stage).state
+    return int(state[_optimizer_parameters(engine, stage)[0]]["step"].item())
 
 
 def set_optimizer_step(engine: EngineLike, stage: int, step: int) -> None:
-    inner = inner_optimizer(engine, stage)
-    for group in inner.param_groups:
-        for parameter in group["params"]:
-            inner.state[parameter]["step"].fill_(float(step))
+    """Set that number, which AdamW's bias correction uses."""
+    state = inner_optimizer(engine, stage).state
+    for parameter in _optimizer_parameters(engine, stage):
+        state[parameter]["step"].fill_(float(step))
+
+
+def _optimizer_parameters(engine: EngineLike, stage: int) -> list[Tensor]:
+    """What the inner optimizer updates: parameters at stage 0, else flat partitions. ZeRO-3 empties the groups of the
+    inner optimizer between steps, so the flats are asked for themselves."""
+    if stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
+    return [parameter for group in inner_optimizer(engine, stage).param_groups for parameter in group["params"]]
 
 
 def refresh(engine: EngineLike, stage: int) -> None:

@@ -13,7 +13,7 @@ from mmpretrain.config import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: matrices decay; biases, norms, scales and other vectors do not (CLIP, section 2.5)."""
+    """Split trainable parameters: matrices decay; biases, norms, scales and other vectors do not (CLIP, sec. 2.5)."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trainable if _matrix_like(p)]
     vectors = [p for p in trainable if not _matrix_like(p)]

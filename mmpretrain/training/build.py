@@ -1,0 +1,216 @@
+"""The composition root: a config becomes the parts of a run, joined and, where a checkpoint exists, restored.
+
+Enter: a RunConfig, this rank's place and the run folder. Leave: `Run`. All that can be wrong with config, data, device
+or checkpoint is refused here, before the first step.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from data_pipeline.ledger import Ledger
+from data_pipeline.loader import build_loader
+from mmpretrain.config import RunConfig
+from mmpretrain.core.config import dump_yaml
+from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.logging import configure_logging
+from mmpretrain.core.ranks import BatchPlan, World
+from mmpretrain.core.seeding import key_of
+from mmpretrain.core.types import Codec
+from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.tracking.base import RunFacts
+from mmpretrain.tracking.fanout import Trackers, build_trackers
+from mmpretrain.training import checkpoint
+from mmpretrain.training.engine import Engine, check_precision
+from mmpretrain.training.evaluate import Evaluator, evaluation_context
+from mmpretrain.training.hooks import (
+    Do,
+    Every,
+    Heartbeat,
+    Hook,
+    Requested,
+    StopOnDivergence,
+    TraceSamples,
+    Verdict,
+    WriteSkippedSteps,
+)
+from mmpretrain.training.loop import Parts
+from mmpretrain.training.manifest import Position, retain
+from mmpretrain.training.ranks import on_main
+from mmpretrain.training.reporting import Reporter
+from mmpretrain.training.requests import Requests
+from mmpretrain.training.run_folder import RunFolder, State
+from mmpretrain.training.schedule import learning_rate
+from mmpretrain.training.text import prepare_tokenizer
+
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train."""
+
+    parts: Parts
+    folder: RunFolder
+    trackers: Trackers
+    world: World
+
+    def close(self, state: State, step: int) -> None:
+        """Record how the attempt ended."""
+        self.trackers.close(state)
+        if self.world.is_main:
+            self.folder.write_outcome(state, step, f"{step} of {self.parts.last_step} steps done")
+
+
+def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder) -> Run:
+    """Join everything; communicates."""
+    check_precision(config, device)
+    plan = BatchPlan(config.global_batch_size, config.micro_batch_size, world)
+    attempt = on_main(lambda: folder.begin_attempt(dump_yaml(config), world.size))
+    configure_logging(world, folder.path)
+    _make_deterministic(config)
+    tokenizer, facts = prepare_tokenizer(config, folder)
+    model_config = resolve(config.model, facts)
+    codecs = build_codecs(config, model_config, tokenizer)
+    loader = _first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
+    engine = _build_engine(config, model_config, world, device)
+    start = _restore(config, engine, folder, world, loader.fingerprint)
+    trackers = _build_trackers(config, folder, attempt, start, world)
+    context = evaluation_context(config, engine.model, codecs, world, device, folder.path)
+    evaluator = Evaluator(config, context, world, folder, trackers)
+    ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
+    weights = {name: objective.weight for name, objective in config.objectives.items()}
+    reporter = Reporter(weights, config.global_batch_size, _requests(folder, world), config.trace_samples, device)
+    parts = Parts(
+        engine=engine,
+        batches=loader.from_step(start),
+        learning_rate=partial(learning_rate, config),
+        reporter=reporter,
+        hooks=_hooks(config, folder, world, trackers, ledger),
+        save=_saver(config, engine, folder, world, trackers, loader.fingerprint),
+        evaluate=evaluator.run,
+        start_step=start,
+        last_step=config.steps,
+    )
+    return Run(parts, folder, trackers, world)
+
+
+def _first_on_main(action: Callable[[], ResultT]) -> ResultT:
+    """Run on the main rank, then on the others, which find what it left on disk (shard indexes). Communicates."""
+    mine: list[ResultT] = []
+    on_main(lambda: mine.append(action()))
+    return mine[0] if mine else action()
+
+
+def build_codecs(config: RunConfig, model: ModelConfig, tokenizer: str | None) -> dict[str, Codec]:
+    """One codec per tower, producing what the tower reads."""
+    return {modality: codec.build(model.inputs, tokenizer) for modality, codec in sorted(config.data.codecs.items())}
+
+
+def order_hash(config: RunConfig, fingerprint: str) -> str:
+    """What fixes which sample stands at which position: the loader's fingerprint and the global batch."""
+    return f"{fingerprint}-{config.global_batch_size}"
+
+
+def _make_deterministic(config: RunConfig) -> None:
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def _build_engine(config: RunConfig, model_config: ModelConfig, world: World, device: torch.device) -> Engine:
+    """Every rank draws the same initial weights; afterwards each has random streams of its own."""
+    torch.manual_seed(key_of(config.seed, "weights") >> 1)
+    model = MultimodalTransformer.create(model_config, config.objectives).to(device)
+    engine = Engine(model, config, device)
+    torch.manual_seed(key_of(config.seed, "rank", world.rank) >> 1)
+    return engine
+
+
+def _restore(config: RunConfig, engine: Engine, folder: RunFolder, world: World, fingerprint: str) -> int:
+    """Load the newest valid checkpoint; returns the number of steps already done. Communicates."""
+    position = checkpoint.load(engine, folder.checkpoints)
+    if position is None:
+        return 0
+    if position.data_hash != order_hash(config, fingerprint):
+        raise CheckpointError(
+            f"{folder.path} holds a run with another seed, global_batch_size or other data.train shards, so its order "
+            f"of samples cannot go on; the config.yaml in its checkpoint has them: put them back, or choose another "
+            f"output"
+        )
+    if world.is_main:
+        folder.rewind(position.step)
+        if position.wandb_id and not (folder.path / "wandb_id").exists():
+            (folder.path / "wandb_id").write_text(position.wandb_id)
+    log.info("continuing from step %d of %d", position.step, config.steps)
+    return position.step
+
+
+def _build_trackers(config: RunConfig, folder: RunFolder, attempt: int, start: int, world: World) -> Trackers:
+    """The run's trackers on the main rank, none on the others."""
+    if not world.is_main:
+        return Trackers()
+    facts = RunFacts(
+        run_dir=folder.path,
+        name=folder.path.name,
+        experiment=folder.path.parent.name,
+        attempt=attempt,
+        total_steps=config.steps,
+        start_step=start,
+        global_batch=config.global_batch_size,
+        config=config.model_dump(mode="json"),
+        log_every=config.tracking.log_every,
+    )
+    return build_trackers(config.tracking.trackers, facts)
+
+
+def _requests(folder: RunFolder, world: World) -> Requests:
+    requests = Requests(folder if world.is_main else None)
+    requests.install()
+    return requests
+
+
+def _hooks(config: RunConfig, folder: RunFolder, world: World, trackers: Trackers, ledger: Ledger) -> list[Hook]:
+    """In the order they run: what must be written before anything may stop the run comes first."""
+    shared: list[Hook] = [
+        Do(ledger.add_report),
+        StopOnDivergence(config.max_skipped_steps),
+        Every(config.checkpoint.every, config.steps, Verdict.SAVE),
+        Every(config.evaluation.every, config.steps, Verdict.EVALUATE),
+        Requested(),
+    ]
+    if not world.is_main:
+        return shared
+    mine: list[Hook] = [Do(trackers.log), WriteSkippedSteps(folder.path / "skipped.jsonl"), Heartbeat(folder)]
+    if config.trace_samples:
+        mine.append(TraceSamples(folder.path / "samples.jsonl"))
+    return mine + shared
+
+
+def _saver(
+    config: RunConfig, engine: Engine, folder: RunFolder, world: World, trackers: Trackers, fingerprint: str
+) -> Callable[[int], None]:
+    """What writes a checkpoint and applies retention."""
+
+    def save(step: int) -> None:
+        if world.is_main:
+            folder.write_heartbeat(step, "save")
+        position = Position(step, step * config.global_batch_size, order_hash(config, fingerprint), _wandb_id(folder))
+        path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
+        if world.is_main:
+            retain(folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
+            trackers.note(f"checkpoint {path.name}")
+
+    return save
+
+
+def _wandb_id(folder: RunFolder) -> str | None:
+    path = folder.path / "wandb_id"
+    return path.read_text().strip() if path.exists() else None

@@ -1,0 +1,127 @@
+"""What happens after each step besides the step: each hook reads an immutable report and may ask for more.
+
+Enter: a StepReport, the same on every rank. Leave: SAVE, EVALUATE, STOP or nothing, equal on every rank.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from enum import Flag, auto
+from pathlib import Path
+from typing import Protocol
+
+from mmpretrain.core.errors import DivergenceError
+from mmpretrain.core.types import StepReport
+from mmpretrain.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Verdict(Flag):
+    """What a hook asks of the loop."""
+
+    NOTHING = 0
+    SAVE = auto()
+    EVALUATE = auto()
+    STOP = auto()
+
+
+class Hook(Protocol):
+    """Called on every rank after every step."""
+
+    def __call__(self, report: StepReport) -> Verdict: ...
+
+
+class Requested:
+    """Signals and control files."""
+
+    def __call__(self, report: StepReport) -> Verdict:
+        if report.stop_requested:
+            return Verdict.SAVE | Verdict.STOP
+        return Verdict.SAVE if report.save_requested else Verdict.NOTHING
+
+
+class Every:
+    """One verdict each `every` steps and after the last; with `every` 0 after the last alone."""
+
+    def __init__(self, every: int, last_step: int, verdict: Verdict) -> None:
+        self.every, self.last_step, self.verdict = every, last_step, verdict
+
+    def __call__(self, report: StepReport) -> Verdict:
+        due = report.step == self.last_step or (self.every > 0 and report.step % self.every == 0)
+        return self.verdict if due else Verdict.NOTHING
+
+
+class StopOnDivergence:
+    """Names the samples of every skipped step; stops the run after `budget` of them in a row."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.in_a_row = 0
+
+    def __call__(self, report: StepReport) -> Verdict:
+        self.in_a_row = self.in_a_row + 1 if report.skipped else 0
+        if report.skipped:
+            log.warning(
+                "step %d skipped on all ranks: loss or gradient is not finite; samples: %s",
+                report.step,
+                ", ".join(report.keys),
+            )
+        if self.in_a_row > self.budget:
+            raise DivergenceError(
+                f"{self.in_a_row} steps in a row had a loss or gradient that is not finite (budget: "
+                f"max_skipped_steps={self.budget}); lower optimizer.lr, or resume from a checkpoint before step "
+                f"{report.step - self.in_a_row + 1}"
+            )
+        return Verdict.NOTHING
+
+
+class WriteSkippedSteps:
+    """`skipped.jsonl`: step and sample keys of every skipped step. Main rank only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, report: StepReport) -> Verdict:
+        if report.skipped:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": report.step, "keys": list(report.keys)}) + "\n")
+        return Verdict.NOTHING
+
+
+class TraceSamples:
+    """`samples.jsonl`: the sample keys of every step in global order. Main rank only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, report: StepReport) -> Verdict:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": report.step, "keys": list(report.keys)}) + "\n")
+        return Verdict.NOTHING
+
+
+class Heartbeat:
+    """`heartbeat.json`, at most once a second. Main rank only."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.written = 0.0
+
+    def __call__(self, report: StepReport) -> Verdict:
+        if time.monotonic() - self.written >= 1.0:
+            self.folder.write_heartbeat(report.step, "step")
+            self.written = time.monotonic()
+        return Verdict.NOTHING
+
+
+class Do:
+    """Run an action after every step (trackers, the ledger)."""
+
+    def __init__(self, action: Callable[[StepReport], None]) -> None:
+        self.action = action
+
+    def __call__(self, report: StepReport) -> Verdict:
+        self.action(report)
+        return Verdict.NOTHING

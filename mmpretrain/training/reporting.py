@@ -1,0 +1,131 @@
+"""From one step's local results to the report that every rank holds alike, in one packed collective.
+
+Enter: the engine's result and this rank's batches. Leave: a StepReport: losses over the global batch, rates, memory,
+replaced samples and what was asked from outside.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from mmpretrain.core.collectives import all_reduce_sum, gather_objects, rank, world_size
+from mmpretrain.core.types import Batch, StepReport
+from mmpretrain.training.engine import StepResult
+from mmpretrain.training.requests import Requests
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """Small counts that ranks add up beside the losses."""
+
+    skips: float
+    stop: float
+    save: float
+
+
+class Reporter:
+    """Measures a step from outside and gathers what the ranks must agree on."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        global_batch: int,
+        requests: Requests,
+        trace_samples: bool,
+        device: torch.device,
+    ) -> None:
+        self.weights = weights
+        self.global_batch = global_batch
+        self.requests = requests
+        self.trace_samples = trace_samples
+        self.device = device
+        self._ended = time.perf_counter()
+        self._data_s = 0.0
+        self._process = psutil.Process()
+
+    def timed(self, batches: Iterable[list[Batch]]) -> Iterator[list[Batch]]:
+        """The batches, with the time spent waiting for each remembered for the report."""
+        iterator = iter(batches)
+        self._ended = time.perf_counter()
+        while True:
+            start = time.perf_counter()
+            item = next(iterator, None)
+            if item is None:
+                return
+            self._data_s = time.perf_counter() - start
+            yield item
+
+    def forget_pause(self) -> None:
+        """Leave the time since the last report (an evaluation, a save) out of the next step's rate."""
+        self._ended = time.perf_counter()
+
+    def report(self, step: int, lr: float, batches: Sequence[Batch], result: StepResult) -> StepReport:
+        """The report of step number `step` (from 1). Communicates."""
+        losses, waits, flags = self._agree(batches, result)
+        step_s = time.perf_counter() - self._ended
+        self._ended = time.perf_counter()
+        gather_keys = self.trace_samples or result.skipped
+        keys = [key for batch in batches for key in batch.keys] if gather_keys else []
+        skips = [skip for batch in batches for skip in batch.skips]
+        return StepReport(
+            step=step,
+            samples=step * self.global_batch,
+            metrics=self._metrics(losses, waits, lr, step_s, result),
+            skipped=result.skipped,
+            keys=tuple(key for part in gather_objects(keys) for key in part) if gather_keys else (),
+            skips=tuple(skip for part in gather_objects(skips) for skip in part) if flags.skips else (),
+            stop_requested=flags.stop > 0,
+            save_requested=flags.save > 0,
+        )
+
+    def _agree(self, batches: Sequence[Batch], result: StepResult) -> tuple[dict[str, float], list[float], _Flags]:
+        names = sorted(result.losses)
+        local = [float(sum(len(batch.skips) for batch in batches)), self.requests.stop(), self.requests.save()]
+        waits = torch.zeros(world_size(), dtype=torch.float64)
+        waits[rank()] = self._data_s
+        sums = torch.stack([result.losses[name].double() for name in names])
+        numbers = torch.cat([torch.tensor(local, dtype=torch.float64), waits]).to(self.device)
+        packed = all_reduce_sum(torch.cat([sums, numbers])).tolist()
+        counts = torch.stack([result.counts[name] for name in names]).clamp(min=1.0).tolist()
+        losses = {name: total / count for name, total, count in zip(names, packed, counts, strict=False)}
+        rest = packed[len(names) :]
+        return losses, rest[3:], _Flags(*rest[:3])
+
+    def _metrics(
+        self, losses: Mapping[str, float], waits: Sequence[float], lr: float, step_s: float, result: StepResult
+    ) -> dict[str, float]:
+        metrics = {f"train/loss_{name}": value for name, value in losses.items()}
+        metrics["train/loss"] = math.fsum(self.weights[name] * value for name, value in losses.items())
+        metrics["train/lr"] = lr
+        metrics["train/grad_norm"] = result.grad_norm
+        metrics["train/skipped_steps"] = float(result.skipped)
+        metrics |= {_qualified(name): value for name, value in _floats(result.metrics).items()}
+        metrics["perf/step_s"] = step_s
+        metrics["perf/samples_per_s"] = self.global_batch / step_s
+        metrics["perf/samples_per_s_per_gpu"] = self.global_batch / step_s / world_size()
+        metrics["perf/data_s"] = max(waits)
+        metrics["perf/data_pct"] = 100.0 * min(1.0, max(waits) / step_s)
+        metrics["mem/host_rss_gib"] = self._process.memory_info().rss / GIB
+        if self.device.type == "cuda":
+            metrics["mem/max_active_gib"] = torch.cuda.max_memory_allocated(self.device) / GIB
+            metrics["mem/max_reserved_gib"] = torch.cuda.max_memory_reserved(self.device) / GIB
+        return metrics
+
+
+def _floats(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """All scalars in one transfer from the device."""
+    if not metrics:
+        return {}
+    return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+
+
+def _qualified(name: str) -> str:
+    """Objectives name their metrics; those without a group belong to train/."""
+    return name if "/" in name else f"train/{name}"

@@ -1,0 +1,196 @@
+"""One rank of the equality and elasticity checks; launched by test_equality.py and test_elastic.py under torchrun.
+
+Enter: a command and a folder. Leave: per case, losses and full weights in the folder, written by rank 0.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmpretrain.config import RunConfig
+from mmpretrain.core.collectives import barrier, rank, world_size
+from mmpretrain.core.ranks import BatchPlan, World
+from mmpretrain.core.seeding import row_key
+from mmpretrain.core.types import Batch
+from mmpretrain.models.config import resolve
+from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.training import checkpoint
+from mmpretrain.training.engine import Engine
+from mmpretrain.training.fragments import KEYS, fragments
+from mmpretrain.training.manifest import Position
+from mmpretrain.training.ranks import join, leave
+
+GLOBAL_BATCH = 48
+STEPS = 10
+LR = 1e-3
+IMAGE, LENGTH, VOCABULARY = 16, 10, 64
+
+TOWER = {"kind": "native", "width": 32, "depth": 2, "heads": 4}
+MODEL = {
+    "embed_dim": 32,
+    "towers": {
+        "image": TOWER
+        | {"stem": {"kind": "patches", "image_size": IMAGE, "patch_size": 4}, "pooling": "class", "pre_norm": True},
+        "text": TOWER
+        | {
+            "stem": {
+                "kind": "embeddings",
+                "context_length": LENGTH,
+                "vocab_size": VOCABULARY,
+                "eos_id": 63,
+                "mask_id": 2,
+                "special_ids": [0, 1, 2, 62, 63],
+            }
+        },
+    },
+    "fusion": {"kind": "joint", "width": 32, "depth": 1, "heads": 4},
+}
+MLM = {"kind": "mlm", "condition_on": ["image"], "probability": 0.3}
+MAE = {"kind": "mae", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4, "weight": 0.5}
+OBJECTIVES = {
+    "spanning": {"itc": {"kind": "infonce"}, "mlm": MLM, "mim": MAE},
+    "rows": {"mlm": MLM, "mim": MAE},
+}
+
+
+def run_config(objectives: str, stage: int, micro: int) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "output": "unused",
+            "steps": STEPS,
+            "precision": "fp32",
+            "zero_stage": stage,
+            "global_batch_size": GLOBAL_BATCH,
+            "micro_batch_size": micro,
+            "model": MODEL,
+            "objectives": OBJECTIVES[objectives],
+            "optimizer": {"lr": LR, "clip_grad_norm": 1.0, "weight_decay": 0.1, "eps": 1e-6},
+            "schedule": {"warmup": 0},
+            "data": {
+                "train": {"sources": {"main": {"shards": ["unused"]}}},
+                "codecs": {"image": {"kind": "image"}, "text": {"kind": "text"}},
+            },
+        }
+    )
+
+
+def build_model(config: RunConfig) -> MultimodalTransformer:
+    torch.manual_seed(7)
+    return MultimodalTransformer.create(resolve(config.model, None), config.objectives)
+
+
+def row(position: int) -> dict[str, Tensor]:
+    """One sample as a function of its position, with texts of unequal length so that ranks hold unequal counts."""
+    generator = torch.Generator().manual_seed(position)
+    length = 3 + position % (LENGTH - 3)
+    ids = torch.zeros(LENGTH, dtype=torch.int64)
+    ids[:length] = torch.randint(3, 62, (length,), generator=generator)
+    ids[0], ids[length - 1] = 1, 63
+    return {
+        "image": torch.randint(0, 256, (3, IMAGE, IMAGE), generator=generator, dtype=torch.uint8),
+        "image.present": torch.tensor(True),
+        "text": ids,
+        "text.mask": torch.arange(LENGTH) < length,
+        "text.present": torch.tensor(True),
+        "position": torch.tensor(position),
+        "draw": torch.tensor(row_key(0, position)),
+    }
+
+
+def batch(positions: range) -> Batch:
+    rows = [row(position) for position in positions]
+    tensors = {name: torch.stack([one[name] for one in rows]) for name in rows[0]}
+    return Batch(tensors, tuple(map(str, positions)))
+
+
+def micro_batches(config: RunConfig, step: int) -> list[Batch]:
+    plan = BatchPlan(GLOBAL_BATCH, config.micro_batch_size, World(rank(), world_size()))
+    return [batch(plan.micro_positions(step, index)) for index in range(plan.accumulation)]
+
+
+def train(engine: Engine, steps: range) -> list[float]:
+    """Weighted loss of each step over the global batch."""
+    losses = []
+    for step in steps:
+        result = engine.step(micro_batches(engine.config, step), LR)
+        sums = torch.stack([result.losses[name] for name in sorted(result.losses)])
+        torch.distributed.all_reduce(sums)
+        means = sums / torch.stack([result.counts[name] for name in sorted(result.counts)])
+        weights = [engine.config.objectives[name].weight for name in sorted(result.losses)]
+        losses.append(sum(weight * mean for weight, mean in zip(weights, means.tolist(), strict=True)))
+    return losses
+
+
+def full_state(engine: Engine) -> dict[str, Tensor]:
+    """Every fragment of every rank joined: "master/name", "exp_avg/name", ... as flat tensors. Communicates."""
+    mine = [
+        (f"{one.key}/{one.name}", one.offset, one.view.detach().cpu().clone())
+        for one in fragments(engine.deepspeed, engine.stage)
+        if one.owned and one.key in KEYS
+    ]
+    gathered: list[list[tuple[str, int, Tensor]]] = [[] for _ in range(world_size())]
+    torch.distributed.all_gather_object(gathered, mine)
+    pieces = sorted((piece for part in gathered for piece in part), key=lambda piece: piece[:2])
+    names = sorted({name for name, _, _ in pieces})
+    return {name: torch.cat([view for other, _, view in pieces if other == name]) for name in names}
+
+
+def engines(objectives: str, accumulations: list[int], stages: list[int]) -> Iterator[tuple[str, Engine]]:
+    for stage in stages:
+        for accumulation in accumulations:
+            micro = GLOBAL_BATCH // world_size() // accumulation
+            config = run_config(objectives, stage, micro)
+            engine = Engine(build_model(config), config, torch.device("cpu"))
+            yield f"{objectives}-zero{stage}-ranks{world_size()}-accumulation{accumulation}", engine
+            engine.deepspeed.destroy()
+
+
+def leave_results(folder: Path, case: str, losses: list[float], state: dict[str, Tensor]) -> None:
+    if rank() == 0:
+        (folder / f"{case}.json").write_text(json.dumps(losses))
+        save_file(state, folder / f"{case}.safetensors")
+
+
+def equality(folder: Path) -> None:
+    for objectives in OBJECTIVES:
+        for case, engine in engines(objectives, [1, 2, 4], [0, 1, 2, 3]):
+            losses = train(engine, range(STEPS))
+            leave_results(folder, case, losses, full_state(engine))
+
+
+def write_checkpoint(folder: Path) -> None:
+    """Five steps at these ranks and ZeRO-2, a checkpoint, and the five steps after it."""
+    for _, engine in engines("spanning", [1], [2]):
+        train(engine, range(5))
+        position = Position(step=5, samples=5 * GLOBAL_BATCH, data_hash="d")
+        checkpoint.save(engine, folder / "checkpoints", position, "seed: 0\n")
+        state = full_state(engine)
+        leave_results(folder, "written", train(engine, range(5, 10)), state)
+
+
+def read_checkpoint(folder: Path) -> None:
+    for case, engine in engines("spanning", [1], [0, 1, 2, 3]):
+        train(engine, range(20, 22))  # weights and moments that the checkpoint must replace
+        position = checkpoint.load(engine, folder / "checkpoints")
+        assert position is not None and position.step == 5
+        state = full_state(engine)
+        leave_results(folder, f"read-{case}", train(engine, range(5, 10)), state)
+
+
+def main() -> None:
+    command, folder = sys.argv[1], Path(sys.argv[2])
+    join()
+    {"equality": equality, "write": write_checkpoint, "read": read_checkpoint}[command](folder)
+    barrier()
+    leave()
+
+
+if __name__ == "__main__":
+    assert deepspeed.__version__ == "0.19.8", "fragments.py knows the internals of 0.19.8 alone"
+    main()
