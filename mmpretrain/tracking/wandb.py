@@ -1,0 +1,264 @@
+"""Weights & Biases, as a view that can neither stop nor slow a run.
+
+Enter: reports and evaluations. Leave: one W&B run per run folder, online where a key and a server are at hand, else
+recorded in the folder's `wandb/` to be uploaded by `wandb sync`. All calls after the start run on a thread of their own
+with a bounded queue, so a server that hangs costs rows there and no training time here.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+import psutil
+
+from mmpretrain.core.types import StepReport
+from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+
+ID_FILE = "wandb_id"
+STEP = "train/step"
+QUEUE_LENGTH = 1000
+"""Calls that may wait for W&B; more are dropped, since metrics.jsonl has them."""
+
+Mode = Literal["online", "offline", "disabled"]
+
+
+class WandbConfig(TrackerConfig):
+    """Weights & Biases."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "mmpretrain"
+    """Project of the run."""
+    entity: str | None = None
+    """User or team; null: that of the key."""
+    group: str | None = None
+    """Name that runs are grouped by; null: that of the experiment."""
+    job_type: str = "train"
+    """Kind of job in the group."""
+    tags: tuple[str, ...] = ()
+    """Labels of the run."""
+    mode: Literal["auto", "offline", "disabled"] = "auto"
+    """auto: online with a key, else offline; WANDB_MODE=offline or disabled holds as well."""
+    init_timeout_s: float = 20.0
+    """Longest wait for the server at the start; then the run is recorded offline."""
+    finish_timeout_s: float = 60.0
+    """Longest wait for the upload at the end; what is missing stays in the folder for `wandb sync`."""
+
+    def build(self, run: RunFacts) -> WandbTracker:
+        return WandbTracker(run, self._start(run), self.finish_timeout_s)
+
+    def _start(self, run: RunFacts) -> wandb.Run:
+        """Begin the W&B run. Takes no longer than `init_timeout_s` and a second or two."""
+        import wandb
+
+        mode = self._mode()
+        if mode == "online":
+            try:
+                return self._init(run, mode)
+            except (wandb.Error, OSError) as fault:
+                logger.warning("W&B cannot be used (%s); %s", _first_line(fault), _offline_hint(run))
+                # The half-begun run holds its id until W&B's helper process is gone.
+                wandb.teardown()
+        elif mode == "offline" and self.mode == "auto" and not has_credentials():
+            logger.warning("W&B has no API key (`wandb login` sets one); %s", _offline_hint(run))
+        return self._init(run, "disabled" if mode == "disabled" else "offline")
+
+    def _mode(self) -> Mode:
+        if self.mode != "auto":
+            return self.mode
+        match os.environ.get("WANDB_MODE"):
+            case "disabled":
+                return "disabled"
+            case "offline" | "dryrun":
+                return "offline"
+        return "online" if has_credentials() else "offline"
+
+    def _init(self, run: RunFacts, mode: Mode) -> wandb.Run:
+        import wandb
+
+        started = wandb.init(
+            mode=mode,
+            project=self.project,
+            entity=self.entity,
+            group=self.group or run.experiment,
+            job_type=self.job_type,
+            tags=self.tags,
+            name=run.name,
+            id=run_id(run.run_dir),
+            resume="allow" if mode == "online" else None,
+            reinit="create_new",
+            dir=run.run_dir,
+            config={**run.config, "attempt": run.attempt},
+            settings=wandb.Settings(
+                init_timeout=self.init_timeout_s,
+                finish_timeout=self.finish_timeout_s,
+                console="off",
+                silent=mode != "online",
+                quiet=True,
+                save_code=False,
+                disable_code=True,
+                # The stop button in the web page ends the run with a checkpoint, never by an interrupt.
+                stop_fn=lambda: _ask_to_stop(run.run_dir),
+            ),
+        )
+        started.define_metric(STEP, hidden=True)
+        started.define_metric("*", step_metric=STEP)
+        return started
+
+
+class WandbTracker:
+    """Writes every due step, every skipped one and every evaluation."""
+
+    def __init__(self, run: RunFacts, started: wandb.Run, finish_timeout_s: float) -> None:
+        self.run = run
+        self._wandb_run = started
+        self._finish_timeout_s = finish_timeout_s
+        self._best: set[str] = set()
+        self._worker = Worker("W&B")
+
+    def log(self, report: StepReport) -> None:
+        if self.run.is_due(report.step) or report.skipped:
+            row = {STEP: report.step, "train/samples": report.samples, **report.metrics}
+            self._worker.submit(lambda: self._wandb_run.log(row))
+
+    def log_evaluation(
+        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+    ) -> None:
+        import wandb
+
+        pictures = {name: wandb.Image(str(path)) for name, path in (images or {}).items()}
+        row = {STEP: step, "train/samples": samples, **metrics, **pictures}
+        best = [name for name in metrics if name.endswith("_r@1") and name not in self._best]
+        self._best.update(best)
+        self._worker.submit(lambda: self._log_evaluation(row, best))
+
+    def note(self, message: str) -> None:
+        """Events are for the console."""
+
+    def close(self, outcome: Outcome) -> None:
+        self._worker.submit(lambda: self._finish(outcome))
+        if not self._worker.close(self._finish_timeout_s + 5.0):
+            logger.warning("W&B did not finish; %s", _sync_hint(self.run.run_dir))
+            _end_helper()
+
+    def _log_evaluation(self, row: dict[str, object], best: list[str]) -> None:
+        for name in best:
+            self._wandb_run.define_metric(name, step_metric=STEP, summary="max")
+        self._wandb_run.log(row)
+
+    def _finish(self, outcome: Outcome) -> None:
+        if outcome == "preempted":
+            self._wandb_run.mark_preempting()
+        self._wandb_run.finish(exit_code=0 if outcome == "completed" else 1)
+
+
+class Worker:
+    """Runs calls in order on one thread; after the first that fails it warns once and drops the rest."""
+
+    def __init__(self, name: str, length: int = QUEUE_LENGTH) -> None:
+        self.name = name
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(length)
+        self._warned = threading.Event()
+        self._failed = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run a call soon; returns at once, and drops the call where too many wait."""
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._warn(f"is {self._calls.maxsize} calls behind; rows are missing there, metrics.jsonl has all")
+
+    def close(self, timeout_s: float) -> bool:
+        """Wait for the calls so far; whether all ended, and in time."""
+        try:
+            self._calls.put(None, timeout=timeout_s)
+        except queue.Full:
+            return False
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive() and not self._failed
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                if not self._failed:
+                    call()
+            except Exception as fault:  # noqa: BLE001 - whatever a library raises must not reach the run
+                self._failed = True
+                self._warn(f"failed and is dropped; the run goes on: {type(fault).__name__}: {_first_line(fault)}")
+
+    def _warn(self, message: str) -> None:
+        if not self._warned.is_set():
+            self._warned.set()
+            logger.warning("%s %s", self.name, message)
+
+
+def run_id(run_dir: Path) -> str:
+    """The W&B id of a run folder, made at its first use, so that every attempt continues one run."""
+    path = run_dir / ID_FILE
+    if not path.exists():
+        path.write_text(secrets.token_hex(4) + "\n")
+    return path.read_text().strip()
+
+
+def has_credentials() -> bool:
+    """Whether W&B would find a key without asking: environment, settings file or netrc. The key is not kept."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.api_key or settings.identity_token_file:
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        entry = netrc.netrc(path).authenticators(urlsplit(settings.base_url).netloc)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return bool(entry and entry[2])
+
+
+def _ask_to_stop(run_dir: Path) -> None:
+    (run_dir / "control").mkdir(exist_ok=True)
+    (run_dir / "control" / "stop").touch()
+
+
+def _end_helper() -> None:
+    """Kill W&B's helper process: the interpreter's exit waits for it without end, even where it hangs."""
+    import wandb
+
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.kill()
+    with suppress(wandb.Error, OSError):
+        wandb.teardown()
+
+
+def _first_line(fault: BaseException) -> str:
+    """What went wrong, in one line that never shows the key."""
+    line = str(fault).strip().partition("\n")[0]
+    key = os.environ.get("WANDB_API_KEY")
+    return line.replace(key, "<key>") if key else line
+
+
+def _offline_hint(run: RunFacts) -> str:
+    return f"the run is recorded offline: {_sync_hint(run.run_dir)}"
+
+
+def _sync_hint(run_dir: Path) -> str:
+    return f"`wandb sync {run_dir}/wandb/offline-run-*` uploads it later"
