@@ -7,7 +7,9 @@ its gradients. Nothing of the package is used.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Matrix = NDArray[np.float64]
 
@@ -72,3 +74,14 @@ def through_tower(inputs: Matrix, weight: Matrix, d_embeddings: Matrix) -> Matri
 
 def unit_rows(matrix: Matrix) -> Matrix:
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+def random_pairs(rows: int, width: int = 6, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Parts of a contrastive objective: unit rows of both sides, all present; the same at every call."""
+    generator = np.random.default_rng(rows)
+    first, second = (torch.tensor(unit_rows(generator.normal(size=(rows, width))), dtype=dtype) for _ in range(2))
+    return {
+        "first": first.requires_grad_(),
+        "second": second.requires_grad_(),
+        "present": torch.ones(rows, dtype=torch.bool),
+    }

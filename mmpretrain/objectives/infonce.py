@@ -37,14 +37,15 @@ class InfoNCE(Objective):
         return encode_pairs(encoder, self.pair)
 
     def reduce(self, parts: TensorDict) -> Tensor:
-        scaled, second, present = parts["first"] * self.logit_scale(), parts["second"], parts["present"]
+        scale, second, present = self.logit_scale(), parts["second"], parts["present"]
+        scaled = parts["first"] * scale
         sums = pair_sums(scaled, second, present, self.tile)
-        parts["wins"] = sums.wins
+        parts |= {"wins": sums.wins, "logit_scale": scale.detach().squeeze()}
         losses: Tensor = 0.5 * (sums.row_lse + sums.column_lse) - (scaled * second).sum(-1)
         return losses.masked_fill(~present, 0.0).sum()
 
     def metrics(self, parts: TensorDict) -> TensorDict:
-        return pair_metrics(parts) | {"logit_scale": self.logit_scale().detach().sum()}
+        return pair_metrics(parts) | {"logit_scale": parts["logit_scale"]}
 
 
 class InfoNCEConfig(ObjectiveConfig):

@@ -38,14 +38,14 @@ class SigLIP(Objective):
         return encode_pairs(encoder, self.pair)
 
     def reduce(self, parts: TensorDict) -> Tensor:
-        scaled = parts["first"] * self.logit_scale()
-        result = pair_losses(scaled, parts["second"], self.logit_bias(), parts["present"], self.exchange, self.tile)
-        parts["wins"] = result.wins
+        scale, bias = self.logit_scale(), self.logit_bias()
+        result = pair_losses(parts["first"] * scale, parts["second"], bias, parts["present"], self.exchange, self.tile)
+        scalars = {"logit_scale": scale.detach().squeeze(), "logit_bias": bias.detach().squeeze()}
+        parts |= {"wins": result.wins} | scalars
         return result.losses.sum()
 
     def metrics(self, parts: TensorDict) -> TensorDict:
-        scale, bias = self.logit_scale().detach().sum(), self.logit_bias().detach().sum()
-        return pair_metrics(parts) | {"logit_scale": scale, "logit_bias": bias}
+        return pair_metrics(parts) | {name: parts[name] for name in ("logit_scale", "logit_bias")}
 
 
 class SigLIPConfig(ObjectiveConfig):

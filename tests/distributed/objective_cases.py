@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from mmpretrain.core.collectives import all_reduce_sum, rank, world_size
+from mmpretrain.core.collectives import all_reduce_max, all_reduce_sum, gather_rows, rank, world_size
 from mmpretrain.core.types import TensorDict
 from mmpretrain.objectives.base import ModelFacts, Objective, ObjectiveConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
@@ -148,6 +148,15 @@ def _of_all_ranks(counts: TensorDict) -> TensorDict:
     return {name: value.reshape(1) for each in shared for name, value in each.items()}
 
 
+def gather_case() -> TensorDict:
+    """Rank r holds row r and weighs the gathered rows by r + 1; its gradient is what all ranks weigh its row by."""
+    row = torch.full((1, 2), float(rank()), requires_grad=True)
+    gathered = gather_rows(row)
+    (gathered * (rank() + 1)).sum().backward()
+    assert row.grad is not None
+    return {"rows": gathered.detach(), "grad": row.grad, "highest": all_reduce_max(torch.tensor([float(rank())]))}
+
+
 def cases() -> Iterator[tuple[str, TensorDict]]:
     for name, absent, chunks in product(CONTRASTIVE, ABSENT, CHUNKS):
         yield f"{name}/{absent}/{chunks}", contrastive_case(name, absent, chunks)
@@ -155,6 +164,7 @@ def cases() -> Iterator[tuple[str, TensorDict]]:
         yield f"open_clip/{name}", open_clip_case(name)
     if world_size() <= 2:
         yield "masked", masked_case()
+    yield "gather", gather_case()
 
 
 def run_rank(rank: int, ranks: int, folder: Path) -> None:

@@ -114,3 +114,11 @@ def test_thirteen_and_seven_hidden_tokens_on_two_ranks_train_as_twenty_on_one(re
         torch.testing.assert_close(
             two[name], one[name], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_gathered_rows_stand_in_rank_order_and_collect_the_gradient_of_all_ranks(results: Results, ranks: int) -> None:
+    found = results[ranks]["gather"]
+    assert found["rows"].tolist() == [[rank, rank] for rank in range(ranks)]
+    assert found["grad"].tolist() == [[sum(range(1, ranks + 1))] * 2]
+    assert found["highest"].item() == ranks - 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from contrastive_reference import infonce, unit_rows
+from contrastive_reference import infonce, random_pairs
 from open_clip.loss import ClipLoss
 from pydantic import ValidationError
 from torch import Tensor
@@ -31,16 +31,6 @@ class Embeddings:
 
     def embed(self, modality: str) -> Tensor:
         return {"image": self.image, "text": self.text}[modality]
-
-
-def random_pairs(rows: int, width: int = 6, dtype: torch.dtype = torch.float64) -> TensorDict:
-    generator = np.random.default_rng(rows)
-    first, second = (torch.tensor(unit_rows(generator.normal(size=(rows, width))), dtype=dtype) for _ in range(2))
-    return {
-        "first": first.requires_grad_(),
-        "second": second.requires_grad_(),
-        "present": torch.ones(rows, dtype=torch.bool),
-    }
 
 
 def as_numpy(parts: TensorDict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

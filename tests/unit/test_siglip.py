@@ -5,25 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from contrastive_reference import siglip, unit_rows
+from contrastive_reference import random_pairs, siglip
 from open_clip.loss import SigLipLoss
 
-from mmpretrain.core.types import TensorDict
 from mmpretrain.objectives.base import ModelFacts
 from mmpretrain.objectives.siglip import SigLIP, SigLIPConfig
 
 FACTS = ModelFacts(embed_dim=6, towers={}, fusion_width=None)
 EXCHANGES = pytest.mark.parametrize("exchange", ["ring", "gather"])
-
-
-def random_pairs(rows: int, width: int = 6, dtype: torch.dtype = torch.float64) -> TensorDict:
-    generator = np.random.default_rng(rows)
-    first, second = (torch.tensor(unit_rows(generator.normal(size=(rows, width))), dtype=dtype) for _ in range(2))
-    return {
-        "first": first.requires_grad_(),
-        "second": second.requires_grad_(),
-        "present": torch.ones(rows, dtype=torch.bool),
-    }
 
 
 def build(**settings: object) -> SigLIP:
