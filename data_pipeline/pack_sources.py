@@ -160,9 +160,7 @@ def _choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str
     found = [lower[name] for name in known if name in lower]
     if len(found) == 1:
         return found[0]
-    what = (
-        f"several of the columns could be it ({', '.join(found)})" if found else f"none of the columns is ({columns})"
-    )
+    what = f"several columns could be it ({', '.join(found)})" if found else f"none of the columns ({columns}) is it"
     raise ConfigError(f"{table}: {what}; name the right one with {option}; known are {', '.join(known)}")
 
 

@@ -6,9 +6,11 @@ a worker is raised here, a worker that is killed becomes a DataError.
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 from rich.console import Console
@@ -33,7 +35,7 @@ def run_parallel(
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give at least 1, or leave it out for one per processor")
-    count = min(workers or len(os.sched_getaffinity(0)), len(items))
+    count = min(workers or _num_processors(), len(items))
     results: dict[int, ResultT] = {}
     with _progress() as progress:
         task = progress.add_task(description, total=len(items))
@@ -52,8 +54,11 @@ def _unordered(
         for number, item in enumerate(items):
             yield number, function(item)
         return
-    # spawned, because a fork of a process with threads (progress bar, tensors) may never wake up
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # from a fork server, because a fork of a process with threads (progress bar, tensors) may never wake up; it imports
+    # what the function needs once for all workers, where each spawned one would take seconds for that
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([(function.func if isinstance(function, partial) else function).__module__])
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = {pool.submit(function, item): number for number, item in enumerate(items)}
         try:
             for future in as_completed(futures):
@@ -64,6 +69,12 @@ def _unordered(
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _num_processors() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _progress() -> Progress:

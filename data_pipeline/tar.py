@@ -261,7 +261,7 @@ def _pax_fields(raw: bytes, shard: Path, position: int) -> dict[str, str]:
         space = raw.find(b" ", at, at + 20)
         length = int(raw[at:space]) if space > at and raw[at:space].isdigit() else 0
         record = raw[space + 1 : at + length]
-        if not record.endswith(b"\n") or b"=" not in record:
+        if at + length > len(raw) or not record.endswith(b"\n") or b"=" not in record:
             raise _fault(shard, position, "a damaged pax header; fetch or make the shard again")
         name, value = record[:-1].split(b"=", 1)
         if name in (b"path", b"size"):

@@ -186,3 +186,45 @@ def test_an_empty_or_missing_shard_says_so(tmp_path: Path) -> None:
         names_in(tmp_path / "none.tar")
     with pytest.raises(DataError, match="is not a file"):
         names_in(tmp_path)
+
+
+def pax_member(path: Path, record: bytes) -> Path:
+    """A tar whose first header is a pax header with this content."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        header = tarfile.TarInfo("pax")
+        header.type, header.size = tarfile.XHDTYPE, len(record)
+        tar.addfile(header, io.BytesIO(record))
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (b"99 path=x.txt\n", "at byte 0: a damaged pax header; fetch or make the shard again"),
+        (b"nonsense", "at byte 0: a damaged pax header"),
+        (b"11 size=1x\n", "a damaged pax header: size '1x' is not a number"),
+        (b"14 path=\xff.txt\n", "the member name .* is not UTF-8; rename it"),
+    ],
+)
+def test_a_damaged_pax_header_is_found(tmp_path: Path, record: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        names_in(pax_member(tmp_path / "s.tar", record))
+
+
+def test_a_size_past_the_octal_field_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        info = tarfile.TarInfo("a.mp4")
+        info.size = 9 << 30
+        tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(DataError, match="member 'a.mp4' should hold 9663676416 bytes and the file ends after"):
+        names_in(tmp_path / "s.tar")
+
+
+def test_a_member_of_unknown_type_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.type = b"Z"
+        tar.addfile(info)
+    with pytest.raises(DataError, match="member 'a.jpg' is of unknown type b'Z'; only regular files are read"):
+        names_in(tmp_path / "s.tar")
