@@ -43,3 +43,7 @@ class Preempted(MMPretrainError):
 
 class SampleError(Exception):
     """One sample cannot be used; it is counted in the ledger and replaced, the run goes on."""
+
+
+class DivergenceError(MMPretrainError):
+    """Losses or gradients stay non-finite; going on would waste the allocation."""

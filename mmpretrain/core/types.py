@@ -93,7 +93,13 @@ class StepReport:
     skipped: bool = False
     """The optimizer left its weights unchanged because a loss or gradient was not finite."""
     keys: tuple[str, ...] = field(default=(), repr=False)
-    """This rank's sample keys of the step."""
+    """Sample keys of the step in global order; gathered when samples are traced or the step was skipped."""
+    skips: tuple[Skip, ...] = ()
+    """Samples of all ranks that were replaced."""
+    stop_requested: bool = False
+    """Some rank was asked to stop: a signal, or the run folder's control/stop."""
+    save_requested: bool = False
+    """Someone asked for a checkpoint by control/save."""
 
 
 class Codec(Protocol):

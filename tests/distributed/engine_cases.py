@@ -183,10 +183,34 @@ def read_checkpoint(folder: Path) -> None:
         leave_results(folder, f"read-{case}", train(engine, range(5, 10)), state)
 
 
+def nan_on_one_rank(folder: Path) -> None:
+    """Step 1 of three has a loss that is NaN on the last rank alone."""
+    for objectives in OBJECTIVES:
+        for case, engine in engines(objectives, [2], [0, 1, 2, 3]):
+            train(engine, range(1))
+            before = full_state(engine)
+            tower = engine.model.towers["image"]
+            poison = tower.register_forward_hook(lambda _module, _inputs, output: _poisoned(output))
+            result = engine.step(micro_batches(engine.config, 1), LR)
+            poison.remove()
+            after = full_state(engine)
+            unchanged = all(torch.equal(after[name], before[name]) for name in before)
+            losses = train(engine, range(2, 3))
+            moved = any(not torch.equal(value, after[name]) for name, value in full_state(engine).items())
+            verdict = {"skipped": result.skipped, "unchanged": unchanged, "next": losses[0], "moved": moved}
+            (folder / f"nan-{case}-rank{rank()}.json").write_text(json.dumps(verdict))
+
+
+def _poisoned(output: dict[str, Tensor]) -> dict[str, Tensor]:
+    if rank() != world_size() - 1:
+        return output
+    return output | {name: output[name] * float("nan") for name in ("tokens", "pooled")}
+
+
 def main() -> None:
     command, folder = sys.argv[1], Path(sys.argv[2])
     join()
-    {"equality": equality, "write": write_checkpoint, "read": read_checkpoint}[command](folder)
+    {"equality": equality, "write": write_checkpoint, "read": read_checkpoint, "nan": nan_on_one_rank}[command](folder)
     barrier()
     leave()
 
