@@ -55,7 +55,8 @@ class ChunkEncoder:
 
     def embed(self, modality: str) -> Tensor:
         if modality not in self._embedded:
-            self._embedded[modality] = unit(self._projections[modality](self.tower(modality)["pooled"]))
+            pooled = self.tower(modality)["pooled"]
+            self._embedded[modality] = unit(self._projections[modality](pooled))
         return self._embedded[modality]
 
     def fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:

@@ -77,13 +77,14 @@ class TorchvisionTower(Tower):
         if self.config.weights is None:
             return
         state = _read_weights(self.config.name, self.config.weights)
-        kept = {name: tensor for name, tensor in state.items() if name.split(".")[0] not in _NOT_TRUNK}
-        try:
-            self.trunk.load_state_dict(kept)
-        except RuntimeError as error:
+        wanted = self.trunk.state_dict()
+        wrong = [name for name, tensor in wanted.items() if name not in state or state[name].shape != tensor.shape]
+        if wrong:
             raise ConfigError(
-                f"weights {self.config.weights!r} are not those of a {self.config.name}: {error}"
-            ) from error
+                f"{self.config.weights} holds no weights of a {self.config.name}: {len(wrong)} of {len(wanted)} "
+                f"tensors are absent or of another shape, {wrong[0]} first; name the architecture these weights are of"
+            )
+        self.trunk.load_state_dict({name: state[name] for name in wanted})
 
 
 def _build_trunk(name: str, frozen: bool) -> tuple[nn.Module, int]:
