@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from mmpretrain.cli_config import config_commands
+from mmpretrain.cli_data import data_commands
 from mmpretrain.core.errors import MMPretrainError
 
 app = typer.Typer(
@@ -20,10 +21,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_commands, name="data")
 app.add_typer(config_commands, name="config")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key=value]...", help="E.g. optimizer.lr=1e-4.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="E.g. optimizer.lr=1e-4.")]
 
 
 @app.command()
@@ -52,5 +54,5 @@ def _report(error: MMPretrainError) -> int:
     size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
     prefix = "error: " if size == "1" else f"[rank {rank}] error: "
     lines = str(error).splitlines() or [type(error).__name__]
-    sys.stderr.write("".join(f"{prefix}{line}\n" for line in lines))
+    sys.stderr.write("".join(f"{line}\n" if line.startswith(" ") else f"{prefix}{line}\n" for line in lines))
     return error.exit_code

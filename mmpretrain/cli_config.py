@@ -16,7 +16,7 @@ config_commands = typer.Typer(help="Show, check and describe run configs.", no_a
 @config_commands.command()
 def show(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key=value]...")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
 ) -> None:
     """Print the resolved config: defaults, files and overrides joined, every key written out."""
     from mmpretrain.config import load_run_config
@@ -27,7 +27,7 @@ def show(
 
 @config_commands.command()
 def check(
-    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG... [key=value]...", help="Run files, overrides.")],
+    arguments: Annotated[list[str], typer.Argument(metavar="CONFIG|key=value", help="Run files, overrides.")],
 ) -> None:
     """Print every fault of the run files, or ok for each; overrides apply to all of them."""
     from mmpretrain.config import load_run_config

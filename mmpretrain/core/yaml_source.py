@@ -213,7 +213,10 @@ def describe(value: object) -> str:
 
 
 def merge(base: Node, over: Node) -> Node:
-    """`over` upon `base`: maps merge key by key, all else is replaced; so is a map whose `kind` changes."""
+    """`over` upon `base`: maps merge key by key, all else is replaced; so is a map whose `kind` changes.
+
+    null in place of a map takes it out, so that `objectives.mlm=null` drops an inherited objective.
+    """
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return over
     old_kind, new_kind = base.value.get("kind"), over.value.get("kind")
@@ -221,7 +224,10 @@ def merge(base: Node, over: Node) -> Node:
         return over
     merged = dict(base.value)
     for key, child in over.value.items():
-        merged[key] = merge(merged[key], child) if key in merged else child
+        if key in merged and isinstance(merged[key].value, dict) and child.value is None:
+            del merged[key]
+        else:
+            merged[key] = merge(merged[key], child) if key in merged else child
     return Node(merged, over.place if over.place.override is None else base.place)
 
 

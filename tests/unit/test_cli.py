@@ -24,7 +24,7 @@ def run(*arguments: str) -> int:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "data", "config", "train", "eval", "publish", "report"):
+    for command in ("data", "config", "train"):
         assert command in shown
 
 
@@ -80,8 +80,9 @@ def test_usage_errors_exit_2(arguments: list[str]) -> None:
 
 def test_the_ecosystems_way_in_is_the_same_command() -> None:
     for entry in (["-m", "mmpretrain.train"], ["-m", "mmpretrain", "train"]):
-        result = subprocess.run([sys.executable, *entry, "none.yaml"], capture_output=True, text=True)
-        assert (result.returncode, result.stderr) == (2, "error: none.yaml: there is no such file\n")
+        result = subprocess.run([sys.executable, *entry, "--help"], capture_output=True, text=True)
+        assert result.returncode == 0
+        assert "train [OPTIONS] {CONFIG} [key=value]..." in result.stdout
 
 
 def test_the_installed_command_answers() -> None:

@@ -114,6 +114,12 @@ def test_a_list_replaces_and_a_map_whose_kind_changes_replaces_wholly(tmp_path: 
     assert load_config(Run, path, ["schedule.kind=constant"]).schedule == Constant(warmup=0)
 
 
+def test_null_takes_an_inherited_map_out(tmp_path: Path) -> None:
+    text = MINIMAL + "losses: {a: {kind: constant}, b: {kind: constant}}\noptimizer: {lr: 5}\n"
+    run = load(tmp_path, text, "losses.a=null", "optimizer=")
+    assert (run.losses, run.optimizer) == ({"b": Constant()}, Optimizer())
+
+
 def test_overrides_join_before_they_meet_the_files(tmp_path: Path) -> None:
     run = load(
         tmp_path, MINIMAL + "schedule: {kind: cosine, warmup: 1}\n", "schedule.warmup=3", "schedule.kind=constant"

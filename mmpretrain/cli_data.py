@@ -1,0 +1,90 @@
+"""`mmpretrain data`: make, pack, index, check and look at shards.
+
+Enter: folders, globs or tars. Leave: shards, indexes, pictures and what was found. Refuses as the functions do that
+are called here; their defaults stand again in the signatures for `--help`, and a test holds them equal.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data_commands = typer.Typer(help="Make, pack, index, check and look at shards.", no_args_is_help=True)
+
+Shards = Annotated[list[str], typer.Argument(metavar="SHARDS", help="Folders, globs, brace ranges or tars.")]
+Out = Annotated[Path, typer.Option(help="Folder for the shards.")]
+Workers = Annotated[int | None, typer.Option(help="Processes; by default one per processor.")]
+SamplesPerShard = Annotated[int, typer.Option(help="Samples in a shard; the last may have fewer.")]
+
+
+@data_commands.command("make")
+def make_command(
+    out: Out,
+    samples: Annotated[int, typer.Option(help="Training samples; val and heldout come on top.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Decides every byte.")] = 0,
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 64,
+    samples_per_shard: SamplesPerShard = 500,
+    workers: Workers = None,
+) -> None:
+    """Draw the synthetic set: coloured shapes with captions, some combinations held out."""
+    from data_pipeline.make import make
+
+    make(out, samples, seed, image_size, samples_per_shard, workers)
+
+
+@data_commands.command("pack")
+def pack_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of media.")],
+    captions: Annotated[Path, typer.Option(help="CSV, JSONL or Parquet: one row per caption.")],
+    out: Out,
+    samples_per_shard: SamplesPerShard = 1000,
+    workers: Workers = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of file names; else found by name.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column of captions; else found by name.")] = None,
+    max_bad: Annotated[float, typer.Option(help="Share of the files that may be unusable.")] = 0.05,
+) -> None:
+    """Pack media and their captions into shards; started again, it goes on where it was interrupted."""
+    from data_pipeline.pack import pack
+
+    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad)
+
+
+@data_commands.command("index")
+def index_command(
+    shards: Shards,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Index again, also shards that changed.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Write beside each shard where its samples lie."""
+    from data_pipeline.indexing import index_shards
+
+    index_shards(shards, rebuild, workers)
+
+
+@data_commands.command("check")
+def check_command(shards: Shards, workers: Workers = None) -> None:
+    """Name truncated tars, repeated keys and members that cannot be decoded; exits 3 if there are any."""
+    from data_pipeline.check import check
+
+    check(shards, workers)
+
+
+@data_commands.command("stats")
+def stats_command(shards: Shards, workers: Workers = None) -> None:
+    """Count samples, members and bytes; show sizes and lengths."""
+    from data_pipeline.stats import stats
+
+    stats(shards, workers)
+
+
+@data_commands.command("preview")
+def preview_command(
+    shards: Shards,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("preview.png"),
+    samples: Annotated[int, typer.Option(help="Pictures, spread evenly over the shards.")] = 20,
+    columns: Annotated[int, typer.Option(help="Pictures in a row.")] = 5,
+) -> None:
+    """Draw a contact sheet of pictures with their captions."""
+    from data_pipeline.preview import preview
+
+    preview(shards, out, samples, columns)
