@@ -150,7 +150,7 @@ def _evaluation(facts: PublishFacts) -> str:
 
 
 def _limitations(facts: PublishFacts) -> str:
-    seen = f"It saw {facts.samples_seen:,} samples of the sources above and knows little beyond what they show."
+    seen = f"It saw {facts.samples_seen:,} samples of its data and knows little beyond what they show."
     general = (
         "Biases of the captions and pictures it was trained on are its own; none were measured or removed here. "
         "It was not evaluated for any use that affects people. Similarities are not probabilities."

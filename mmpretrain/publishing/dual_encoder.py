@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmpretrain.core.registry import kind_of
 from mmpretrain.modalities.image import PatchesStemConfig
 from mmpretrain.modalities.text import EmbeddingsStemConfig
 from mmpretrain.models.config import ModelConfig
@@ -49,7 +50,7 @@ def towers_of(
     image, text = config.towers["image"], config.towers["text"]
     for name, tower in (("image", image), ("text", text)):
         if not isinstance(tower, NativeTowerConfig):
-            return f"the {name} tower is a {type(tower).__name__}; the layout needs a native one"
+            return f"the {name} tower is of kind {kind_of(type(tower))}; the layout needs a native one"
     assert isinstance(image, NativeTowerConfig) and isinstance(text, NativeTowerConfig)
     if not isinstance(image.stem, PatchesStemConfig) or not isinstance(text.stem, EmbeddingsStemConfig):
         return "the stems are not patches and embeddings"

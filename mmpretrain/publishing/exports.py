@@ -53,17 +53,17 @@ def write_exports(model: MultimodalTransformer, folder: Path, tokenizer: Path | 
     return met
 
 
-def image_processor(stem: PatchesStemConfig, as_bytes: bool) -> CLIPImageProcessor:
-    """Shortest edge to the tower's size, centre crop; bytes for our own model, normalised floats for the others."""
-    side = stem.image_size
+def image_processor(side: int, normalised_as: PatchesStemConfig | None) -> CLIPImageProcessor:
+    """Shortest edge to `side`, centre crop; floats normalised as a stem does it, or (None) bytes as our model takes."""
+    statistics = normalised_as or PatchesStemConfig()
     return CLIPImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
         resample=3,
-        do_rescale=not as_bytes,
-        do_normalize=not as_bytes,
-        image_mean=list(stem.mean),
-        image_std=list(stem.std),
+        do_rescale=normalised_as is not None,
+        do_normalize=normalised_as is not None,
+        image_mean=list(statistics.mean),
+        image_std=list(statistics.std),
     )
 
 
@@ -101,7 +101,7 @@ def _save(empty: PreTrainedModel, state: State, folder: Path) -> None:
 def _save_processor(
     kind: Callable[..., ProcessorMixin], pair: DualEncoder, folder: Path, tokenizer: Path | None
 ) -> None:
-    images = image_processor(pair.image_stem, as_bytes=False)
+    images = image_processor(pair.image_stem.image_size, pair.image_stem)
     if tokenizer is None:
         images.save_pretrained(folder)
     else:

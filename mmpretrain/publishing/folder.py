@@ -20,9 +20,7 @@ from pathlib import Path
 import yaml
 from transformers import AutoTokenizer
 
-from mmpretrain.modalities.image import PatchesStemConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
-from mmpretrain.models.towers.native import NativeTowerConfig
 from mmpretrain.publishing.card import Contents, render_card
 from mmpretrain.publishing.exports import image_processor, write_exports
 from mmpretrain.publishing.facts import PublishError, PublishFacts, check_facts
@@ -86,10 +84,10 @@ def _beside(out: Path) -> Iterator[Path]:
 def write_layouts(model: MultimodalTransformer, folder: Path, tokenizer: Path | None) -> dict[str, list[str]]:
     """Our own model with processor, tokenizer and probe, and the layouts that fit; returns each layout's obstacles."""
     model.save_pretrained(folder)
-    image = model.config.parsed_model().towers.get("image")
-    if isinstance(image, NativeTowerConfig) and isinstance(image.stem, PatchesStemConfig):
-        image_processor(image.stem, as_bytes=True).save_pretrained(folder)
-    text = model.config.parsed_model().inputs.get("text")
+    inputs = model.config.parsed_model().inputs
+    image, text = inputs.get("image"), inputs.get("text")
+    if image is not None:
+        image_processor(image.shape[-1], None).save_pretrained(folder)
     if tokenizer is not None and text is not None:
         words = AutoTokenizer.from_pretrained(tokenizer)
         words.model_max_length = text.shape[0]

@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mmpretrain.config import configs_folder, load_run_config
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.infonce import InfoNCEConfig
 from mmpretrain.objectives.siglip import SigLIPConfig
 from mmpretrain.publishing.clip import clip_obstacles
 from mmpretrain.publishing.dual_encoder import dual_encoder
+from mmpretrain.publishing.exports import EXPORTS
 from mmpretrain.publishing.folder import write_layouts
 from mmpretrain.publishing.open_clip import open_clip_obstacles
 from mmpretrain.publishing.siglip import siglip_obstacles, siglip_state
@@ -49,6 +51,16 @@ def siglip_model() -> MultimodalTransformer:
     return built({"embed_dim": 24, "towers": towers}, SigLIPConfig())
 
 
+def resnet_model() -> MultimodalTransformer:
+    """A CNN and a text transformer, which no other library's layout holds."""
+    words = {"kind": "embeddings", "context_length": 9, "vocab_size": VOCABULARY}
+    towers = {
+        "image": {"kind": "torchvision", "name": "resnet18", "image_size": 32},
+        "text": {"kind": "native", "stem": words, "width": 16, "depth": 1, "heads": 2},
+    }
+    return built({"embed_dim": 12, "towers": towers}, InfoNCEConfig())
+
+
 def built(config: dict[str, object], objective: InfoNCEConfig | SigLIPConfig) -> MultimodalTransformer:
     """The model with every weight, norms and biases too, away from its initial value."""
     torch.manual_seed(0)
@@ -73,6 +85,7 @@ def test_exported_pairs_answer_alike_in_transformers_and_open_clip(tmp_path: Pat
         "tanh": clip_model("gelu_tanh"),
         "plain": clip_model(pre_norm=False, norm_eps=1e-6),
         "siglip": siglip_model(),
+        "resnet": resnet_model(),
     }
     layouts = {}
     for name, model in models.items():
@@ -84,6 +97,7 @@ def test_exported_pairs_answer_alike_in_transformers_and_open_clip(tmp_path: Pat
         "tanh": ["clip", "open_clip"],
         "plain": ["open_clip"],
         "siglip": ["siglip"],
+        "resnet": [],
     }
     outcome = verified(*(tmp_path / name for name in models))
     assert outcome.returncode == 0, outcome.stderr
@@ -132,8 +146,27 @@ def test_open_clip_needs_the_end_token_last() -> None:
     assert "the end token has id 2" in clip_obstacles(ModelConfig.model_validate(fields))[0]
 
 
+def test_a_tower_of_another_kind_has_no_layout_but_our_own() -> None:
+    obstacles = clip_obstacles(resnet_model().config.parsed_model())
+    assert obstacles == ["the image tower is of kind torchvision; the layout needs a native one"]
+
+
 def test_a_model_without_an_image_tower_has_no_pair() -> None:
     fields = clip_model().config.parsed_model().model_dump()
     del fields["towers"]["image"]
     expected = ["the model has towers ['text']; the layout needs image and text"]
     assert clip_obstacles(ModelConfig.model_validate(fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "layouts"),
+    [
+        ("clip-vit-b32", {"clip", "open_clip"}),
+        ("clip-vit-b16", {"clip", "open_clip"}),
+        ("clip-vit-l14", {"clip", "open_clip"}),
+        ("siglip-vit-b16", {"siglip"}),
+    ],
+)
+def test_the_published_architectures_have_their_layouts(config: str, layouts: set[str]) -> None:
+    run = load_run_config(configs_folder() / f"{config}.yaml")
+    assert {export.name for export in EXPORTS if not export.obstacles(run.model)} == layouts
