@@ -69,8 +69,10 @@ def _structural(model: type[BaseModel], spot: _Spot, error: ErrorDetails) -> str
         case "extra_forbidden":
             return _unknown_key(model, spot)
         case "missing":
-            wanted = _type_name(spot.here)
-            return f"is missing; it has no default, add `{spot.path[-1]}: <{wanted}>`"
+            wanted, key = _type_name(spot.here), spot.path[-1]
+            if isinstance(key, int):
+                return f"the list ends too early; add a {wanted}"
+            return f"is missing; it has no default, add `{key}: <{wanted}>`"
         case "union_tag_not_found":
             return f"has no `kind`; expected one of {', '.join(sorted(_kinds(spot.here)))}"
         case "union_tag_invalid":
@@ -82,6 +84,9 @@ def _structural(model: type[BaseModel], spot: _Spot, error: ErrorDetails) -> str
 
 
 def _expectation(error: ErrorDetails) -> str:
+    if error["type"] in ("too_long", "too_short"):
+        bound, limit = ("at most", "max_length") if error["type"] == "too_long" else ("at least", "min_length")
+        return f"{bound} {error['ctx'][limit]} of them, not {error['ctx']['actual_length']}"
     message = error["msg"].removeprefix("Input should be ")
     return _EXPECTED.get(error["type"], message[0].lower() + message[1:])
 

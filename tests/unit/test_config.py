@@ -164,6 +164,8 @@ def test_words_stay_text(tmp_path: Path, word: str) -> None:
         ("optimizer: {lr: .nan}", "optimizer.lr: saw nan (number), expected a finite number"),
         ("optimizer: {fused: 1}", "optimizer.fused: saw 1 (number), expected true or false"),
         ("optimizer: {fused: 'true'}", "optimizer.fused: saw 'true' (text), expected true or false"),
+        ("optimizer: {betas: [0.9]}", "optimizer.betas.1: the list ends too early; add a number"),
+        ("optimizer: {betas: [0.9, 0.9, 1]}", "optimizer.betas: saw a list, expected at most 2 of them, not 3"),
         ("optimizer: 3", "optimizer: saw 3 (number), expected a map of keys"),
         ("note: 5", "note: saw 5 (number), expected text (in quotes where it looks like a number)"),
         ("shards: a", "shards: saw 'a' (text), expected a list"),
