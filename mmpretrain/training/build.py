@@ -7,7 +7,7 @@ or checkpoint is refused here, before the first step.
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -21,7 +21,6 @@ from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.logging import configure_logging
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import key_of
-from mmpretrain.core.types import Codec
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.tracking.base import RunFacts
@@ -42,7 +41,8 @@ from mmpretrain.training.hooks import (
 )
 from mmpretrain.training.loop import Parts
 from mmpretrain.training.manifest import Position, retain
-from mmpretrain.training.ranks import on_main
+from mmpretrain.training.parts import build_codecs, source_facts
+from mmpretrain.training.ranks import device_name, on_main
 from mmpretrain.training.reporting import Reporter
 from mmpretrain.training.requests import Requests
 from mmpretrain.training.run_folder import RunFolder, State
@@ -73,13 +73,15 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     """Join everything; communicates."""
     check_precision(config, device)
     plan = BatchPlan(config.global_batch_size, config.micro_batch_size, world)
-    attempt = on_main(lambda: folder.begin_attempt(dump_yaml(config), world.size))
+    attempt = on_main(lambda: folder.begin_attempt(dump_yaml(config), world.size, device_name(device)))
     configure_logging(world, folder.path)
     _make_deterministic(config)
     tokenizer, facts = prepare_tokenizer(config, folder)
     model_config = resolve(config.model, facts)
     codecs = build_codecs(config, model_config, tokenizer)
     loader = _first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
+    if world.is_main:
+        folder.write_sources([asdict(facts) for facts in source_facts(loader.sources)])
     engine = _build_engine(config, model_config, world, device)
     start = _restore(config, engine, folder, world, loader.fingerprint)
     trackers = _build_trackers(config, folder, attempt, start, world)
@@ -107,11 +109,6 @@ def _first_on_main(action: Callable[[], ResultT]) -> ResultT:
     mine: list[ResultT] = []
     on_main(lambda: mine.append(action()))
     return mine[0] if mine else action()
-
-
-def build_codecs(config: RunConfig, model: ModelConfig, tokenizer: str | None) -> dict[str, Codec]:
-    """One codec per tower, producing what the tower reads."""
-    return {modality: codec.build(model.inputs, tokenizer) for modality, codec in sorted(config.data.codecs.items())}
 
 
 def order_hash(config: RunConfig, fingerprint: str) -> str:

@@ -20,9 +20,7 @@ from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.optimizer import build_optimizer
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
+from mmpretrain.training.parts import AUTOCAST
 
 @dataclass(frozen=True)
 class StepResult:

@@ -3,6 +3,7 @@
 Enter: a model, codecs and tasks. Leave: figures by name, the same on every rank, handed to the trackers.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,13 +13,17 @@ import torch
 
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.ranks import World
 from mmpretrain.core.seeding import key_of
 from mmpretrain.core.types import Codec, StepReport, TensorDict
 from mmpretrain.evaluation.base import EvaluationContext, Rows
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.tracking.fanout import Trackers
+from mmpretrain.training.parts import AUTOCAST
+from mmpretrain.training.ranks import join, leave
 from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.trained import TrainedRun, open_trained
 
 log = logging.getLogger(__name__)
 EVALUATION_SEED = 0
@@ -62,6 +67,33 @@ def run_tasks(config: RunConfig, context: EvaluationContext) -> dict[str, float]
     finally:
         context.model.train()
     return figures
+
+
+def evaluate_trained(path: Path, overrides: tuple[str, ...] = ()) -> tuple[TrainedRun, dict[str, float]]:
+    """Evaluate a run's newest checkpoint, or one checkpoint, by the tasks of its config; any number of ranks."""
+    world, device = join()
+    try:
+        trained = open_trained(path, overrides)
+        if not trained.config.evaluation.tasks:
+            raise ConfigError(
+                f"{path}: its config has no evaluation.tasks; give one, e.g. evaluation.tasks.retrieval.kind=retrieval"
+            )
+        model = trained.model.to(device.type)
+        model.autocast_dtype = AUTOCAST[trained.config.precision]
+        context = evaluation_context(trained.config, model, trained.codecs, world, device, trained.run_dir)
+        figures = run_tasks(trained.config, context)
+        if world.is_main:
+            _append(trained, figures)
+        return trained, figures
+    finally:
+        leave()
+
+
+def _append(trained: TrainedRun, figures: Mapping[str, float]) -> None:
+    """One line of the run's `evals.jsonl`."""
+    row = {"step": trained.position.step, "samples": trained.position.samples, "time": time.time(), **figures}
+    with (trained.run_dir / "evals.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 class Evaluator:

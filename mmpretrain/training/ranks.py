@@ -50,6 +50,11 @@ def _device(world: World) -> torch.device:
     return torch.device("cuda", world.local_rank)
 
 
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def on_main(action: Callable[[], ResultT]) -> ResultT:
     """Run `action` on the main rank and give its result, or raise its error, on every rank. Communicates."""
     outcome: ResultT | MMPretrainError | None = None

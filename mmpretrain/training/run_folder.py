@@ -5,6 +5,7 @@ Enter: the `output` of a run. Leave: files another process can read at any time,
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ class RunFolder:
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
-    def begin_attempt(self, config_yaml: str, world_size: int) -> int:
+    def begin_attempt(self, config_yaml: str, world_size: int, device: str) -> int:
         """Make the folder, forget the last outcome, and return this attempt's number, from 0."""
         try:
             for folder in (self.path, self.path / "control", self.checkpoints):
@@ -37,7 +38,8 @@ class RunFolder:
             self._replace("config.yaml", config_yaml)
             attempt = self.attempts()
             with (self.path / "attempts.jsonl").open("a") as file:
-                file.write(json.dumps({"attempt": attempt, "time": time.time(), "ranks": world_size}) + "\n")
+                row = {"attempt": attempt, "time": time.time(), "ranks": world_size, "device": device}
+                file.write(json.dumps(row) + "\n")
         except OSError as fault:
             raise ClusterError(
                 f"the run folder {self.path} cannot be written ({fault.strerror}); set output to a writable folder"
@@ -48,6 +50,10 @@ class RunFolder:
         """Number of attempts begun so far."""
         path = self.path / "attempts.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def write_sources(self, sources: Sequence[Mapping[str, object]]) -> None:
+        """`data.json`: what the run reads, for its card."""
+        self._replace("data.json", json.dumps(list(sources)) + "\n")
 
     def write_outcome(self, state: State, step: int, message: str) -> None:
         """How this attempt ended; its absence means that it crashed."""

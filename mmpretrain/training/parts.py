@@ -1,0 +1,39 @@
+"""Parts that training, evaluation and publishing build alike from a config."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data_pipeline.reader import Source
+from mmpretrain.config import RunConfig
+from mmpretrain.core.types import Codec
+from mmpretrain.models.config import ModelConfig
+from mmpretrain.publishing.facts import SourceFacts
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision of a run -> dtype of matrix products in forward; parameters stay fp32."""
+
+
+def build_codecs(config: RunConfig, model: ModelConfig, tokenizer: str | None) -> dict[str, Codec]:
+    """One codec per tower, producing what the tower reads."""
+    return {modality: codec.build(model.inputs, tokenizer) for modality, codec in sorted(config.data.codecs.items())}
+
+
+def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:
+    """What a card may say of the data: counts, and a hash over the shards' names, samples and bytes."""
+    return [
+        SourceFacts(
+            name=source.name,
+            num_shards=len(source.shards),
+            num_samples=source.num_samples,
+            digest=hashlib.sha256(repr(_contents(source)).encode()).hexdigest()[:16],
+        )
+        for source in sources
+    ]
+
+
+def _contents(source: Source) -> list[tuple[str, int, int]]:
+    counts = np.diff(source.ends, prepend=0).tolist()
+    return [(path.name, count, path.stat().st_size) for path, count in zip(source.shards, counts, strict=True)]
