@@ -14,6 +14,7 @@ import typer
 from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_data import data_commands
 from mmpretrain.core.errors import MMPretrainError
+from mmpretrain.core.ranks import world_from_env
 
 app = typer.Typer(
     help="Pretrain multimodal transformers from WebDataset shards, exactly and at scale.",
@@ -37,6 +38,52 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     from mmpretrain.training.run import train as run_training  # after the config, whose faults then come sooner
 
     raise typer.Exit(run_training(run_config))
+
+
+@app.command("eval")
+def eval_command(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run folder, or one of its checkpoints.")],
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate by the tasks of the run's config, which overrides change; alone or under torchrun."""
+    from mmpretrain.training.evaluate import evaluate_trained
+
+    trained, figures = evaluate_trained(checkpoint, tuple(overrides or ()))
+    if world_from_env().is_main:
+        typer.echo(f"step {trained.position.step}")
+        for name, value in sorted(figures.items()):
+            typer.echo(f"{name:<32} {value:.4f}")
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one of its checkpoints.")],
+    to_dir: Annotated[Path, typer.Option(help="New folder for the model.")],
+    to_hub: Annotated[str | None, typer.Option(help="Then upload it to this repository, e.g. me/model.")] = None,
+    license_id: Annotated[str, typer.Option("--license", help="License as the hub names it.")] = "other",
+    name: Annotated[str | None, typer.Option(help="The model's name; the folder's if left out.")] = None,
+) -> None:
+    """Write the model, its exports and its card, and compare them in a fresh process before they count."""
+    from mmpretrain.publishing.hub import upload
+    from mmpretrain.training.publish import publish_run
+
+    published = publish_run(run, to_dir, license_id, name)
+    typer.echo(f"published {published.folder}")
+    for layout, reasons in sorted(published.obstacles.items()):
+        typer.echo(f"  not as {layout}: {'; '.join(reasons)}" if reasons else f"  as {layout}")
+    if to_hub is not None:
+        typer.echo(upload(published.folder, to_hub))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; else report.html in RUN.")] = None,
+) -> None:
+    """Write one self-contained page of plots, figures and sample retrievals."""
+    from mmpretrain.tracking.report import write_report
+
+    typer.echo(write_report(run, out))
 
 
 def main(arguments: list[str] | None = None) -> None:

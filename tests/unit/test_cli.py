@@ -24,7 +24,7 @@ def run(*arguments: str) -> int:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for command in ("data", "config", "train"):
+    for command in ("data", "config", "train", "eval", "publish", "report"):
         assert command in shown
 
 
@@ -90,3 +90,16 @@ def test_the_installed_command_answers() -> None:
     result = subprocess.run([command, "config", "--help"], capture_output=True, text=True, env=dict(os.environ))
     assert result.returncode == 0
     assert "schema" in result.stdout
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    none = tmp_path / "none"
+    assert run("report", str(none)) == 3
+    assert run("eval", str(none)) == 5
+    assert run("publish", str(none), "--to-dir", str(tmp_path / "out")) == 5
+    errors = capsys.readouterr().err.splitlines()
+    assert [error for error in errors if str(none) in error] == [
+        f"error: {none} is no folder; name the `output` of a run",
+        f"error: {none} has no checkpoint; name a run folder that has saved one, or a checkpoint itself",
+        f"error: {none} has no checkpoint; name a run folder that has saved one, or a checkpoint itself",
+    ]
