@@ -15,6 +15,7 @@ from tiny_model import EOS, IMAGE_SIZE, LENGTH, MASK, PAD, UNKNOWN, VOCABULARY, 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from mmpretrain.core.collectives import rank
 from mmpretrain.core.types import Codec
 from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
 from mmpretrain.evaluation.health import HealthConfig
@@ -89,7 +90,7 @@ def context_of(batches: Sequence[Sequence[int]], run_dir: Path) -> EvaluationCon
 
 def tasks(folder: Path) -> list[TaskConfig]:
     """One of each kind, and retrieval by group."""
-    path = folder / "classes.json"
+    path = folder / f"classes-{rank()}.json"
     path.write_text(json.dumps({"classes": CLASSES, "templates": ["w20 {}", "{} w30"], "label_key": "label"}))
     return [
         RetrievalConfig(text_batch=3, samples=4),
@@ -100,17 +101,17 @@ def tasks(folder: Path) -> list[TaskConfig]:
     ]
 
 
-def run_rank(rank: int, batches_of_rank: Sequence[Sequence[Sequence[int]]], folder: Path) -> None:
-    """Evaluate everything as rank `rank` and write its figures."""
+def run_rank(number: int, batches_of_rank: Sequence[Sequence[Sequence[int]]], folder: Path) -> None:
+    """Evaluate everything as rank `number` and write its figures."""
     ranks = len(batches_of_rank)
     torch.set_num_threads(1)
     if ranks > 1:
         store = dist.FileStore(str(folder / "store"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    context = context_of(batches_of_rank[rank], folder / "run")
+        dist.init_process_group("gloo", store=store, rank=number, world_size=ranks, timeout=timedelta(seconds=60))
+    context = context_of(batches_of_rank[number], folder / "run")
     figures: dict[str, float] = {}
     for task in tasks(folder):
         figures |= task.run(context)
-    (folder / f"figures-{rank}.json").write_text(json.dumps(figures))
+    (folder / f"figures-{number}.json").write_text(json.dumps(figures))
     if ranks > 1:
         dist.destroy_process_group()

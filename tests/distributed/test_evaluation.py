@@ -2,13 +2,16 @@
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
+from typing import Any
 
 import evaluation_cases
 import numpy as np
 import pytest
 import torch
 from evaluation_cases import CLASSES, SAMPLES, WITHOUT_CAPTION, WITHOUT_IMAGE, captions, context_of, run_rank, samples
+from launch import run_ranks
 from PIL import Image
 from torch.multiprocessing import start_processes
 
@@ -34,6 +37,17 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Figures], Path
     multiprocessing.set_forkserver_preload(["evaluation_cases"])
     start_processes(evaluation_cases.run_rank, (UNEVEN, folder), nprocs=3, start_method="forkserver")
     return [json.loads((folder / f"figures-{rank}.json").read_text()) for rank in range(3)], folder / "run"
+
+
+@pytest.fixture(scope="module")
+def partitioned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Case -> losses and figures of two ranks under DeepSpeed, evaluated in the midst of training."""
+    folder, here = tmp_path_factory.mktemp("partitioned"), Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1]), str(here.parent)]))
+        run_ranks(2, [str(here / "evaluation_zero_cases.py"), str(folder)])
+    found: dict[str, dict[str, Any]] = json.loads((folder / "found.json").read_text())
+    return found
 
 
 def unit_embeddings(run: Path) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -126,6 +140,17 @@ def test_sample_retrievals_name_pictures_that_exist(
         assert all(Image.open(picture).size == (16, 16) for picture in pictures)
         if record["correct"] is not None:
             assert record["images"][record["correct"]] == own_picture(record["key"])
+
+
+def test_a_partitioned_model_has_the_figures_of_a_whole_one(partitioned: dict[str, dict[str, Any]]) -> None:
+    whole = partitioned["zero0"]["figures"]
+    assert len(whole) > 30
+    for stage in ("zero2", "zero3"):
+        assert partitioned[stage]["figures"] == pytest.approx(whole, abs=1e-4)
+
+
+def test_evaluating_leaves_training_as_it_was(partitioned: dict[str, dict[str, Any]]) -> None:
+    assert partitioned["zero3"]["losses"] == partitioned["zero3 without"]["losses"]
 
 
 def own_picture(key: str) -> str:
