@@ -6,11 +6,13 @@ whose samples cannot be decoded.
 """
 
 import hashlib
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
+from threading import Thread
 
 import numpy as np
 import torch
@@ -186,6 +188,7 @@ def data_loader(
         batch_size=None,
         sampler=numbers,
         collate_fn=_as_it_is,
+        worker_init_fn=_obey_parent,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
@@ -201,21 +204,35 @@ def _as_it_is(item: object) -> object:
 def _batches(loader: DataLoader[Wire | MMPretrainError]) -> Iterator[Batch]:
     with _signals_held_back():
         items = iter(loader)
-    for item in items:
-        if isinstance(item, MMPretrainError):
-            raise item
-        tensors, keys, skips = item
-        yield Batch(tensors, tuple(keys), tuple(skips))
+    try:
+        for item in items:
+            if isinstance(item, MMPretrainError):
+                raise item
+            tensors, keys, skips = item
+            yield Batch(tensors, tuple(keys), tuple(skips))
+    finally:
+        del items  # ends the workers at once, though a traceback may hold this frame
 
 
 @contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Processes started inside never see signals sent to the whole job: the training process answers them, and its
-    workers must go on serving until it has."""
+    """Processes started inside are deaf to signals, which schedulers send to every process of a job: the training
+    process answers them, and its workers must go on serving until it has."""
     resource_tracker.ensure_running()  # starting it later would unblock the signals again
-    asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+    job_signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, job_signals)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey_parent(_: int) -> None:
+    """In a worker: let SIGTERM through that the training process itself sends, when it ends."""
+    Thread(target=_exit_on_parents_word, daemon=True).start()
+
+
+def _exit_on_parents_word() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

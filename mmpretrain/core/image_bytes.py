@@ -111,7 +111,7 @@ def _read_pillow(content: bytes) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(content), formats=_FORMATS) as image:
-                return np.asarray(_eight_bits(image).convert("RGB"))
+                return np.array(_eight_bits(image).convert("RGB"))  # a copy: PyTorch wants writable memory
     except _DAMAGED as error:
         raise SampleError(f"the image cannot be decoded: {_reason(error)}") from error
 
