@@ -30,6 +30,18 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help
 
 
 @app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where everything is written.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Make shards, pretrain on two ranks, evaluate, report and publish, in minutes on a CPU."""
+    from mmpretrain.demo import demo as run_demo
+
+    run_demo(folder)
+
+
+@app.command()
 def train(config: ConfigFile, overrides: Overrides = None) -> None:
     """Train in this process, or as one rank under torchrun; continues where the output folder's run stopped."""
     from mmpretrain.config import load_run_config

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from data_pipeline.ledger import Ledger
 from data_pipeline.loader import build_loader
@@ -125,7 +126,8 @@ def _make_deterministic(config: RunConfig) -> None:
 def _build_engine(config: RunConfig, model_config: ModelConfig, world: World, device: torch.device) -> Engine:
     """Every rank draws the same initial weights; afterwards each has random streams of its own."""
     torch.manual_seed(key_of(config.seed, "weights") >> 1)
-    model = MultimodalTransformer.create(model_config, config.objectives).to(device)
+    model = MultimodalTransformer.create(model_config, config.objectives)
+    nn.Module.to(model, device)
     engine = Engine(model, config, device)
     torch.manual_seed(key_of(config.seed, "rank", world.rank) >> 1)
     return engine

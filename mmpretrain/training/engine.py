@@ -22,6 +22,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
 
+
 @dataclass(frozen=True)
 class StepResult:
     """What one step did; sums and counts are over the global batch."""

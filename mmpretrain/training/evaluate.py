@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
@@ -60,7 +61,7 @@ def _row_facts(keys: Sequence[str], modalities: Iterable[str]) -> TensorDict:
 def run_tasks(config: RunConfig, context: EvaluationContext) -> dict[str, float]:
     """Every task of the config, in eval mode; communicates."""
     figures: dict[str, float] = {}
-    context.model.eval()
+    context.model.train(False)
     try:
         for _, task in sorted(config.evaluation.tasks.items()):
             figures |= task.run(context)
@@ -78,7 +79,8 @@ def evaluate_trained(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Train
             raise ConfigError(
                 f"{path}: its config has no evaluation.tasks; give one, e.g. evaluation.tasks.retrieval.kind=retrieval"
             )
-        model = trained.model.to(device.type)
+        model = trained.model
+        nn.Module.to(model, device)
         model.autocast_dtype = AUTOCAST[trained.config.precision]
         context = evaluation_context(trained.config, model, trained.codecs, world, device, trained.run_dir)
         figures = run_tasks(trained.config, context)

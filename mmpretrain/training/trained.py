@@ -45,9 +45,10 @@ def open_trained(path: Path, overrides: tuple[str, ...] = ()) -> TrainedRun:
     model_config = resolve(config.model, None if tokenizer is None else tokenizer_facts(tokenizer))
     model = MultimodalTransformer.create(model_config, config.objectives)
     _fill(model, read_weights(checkpoint), checkpoint)
+    model.train(False)
     return TrainedRun(
         config=config,
-        model=model.eval(),
+        model=model,
         codecs=build_codecs(config, model_config, name),
         tokenizer=None if tokenizer is None else Path(name),
         position=read_manifest(checkpoint).position,

@@ -24,7 +24,7 @@ def run(*arguments: str) -> int:
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    for command in ("data", "config", "train", "eval", "publish", "report"):
+    for command in ("demo", "data", "config", "train", "eval", "publish", "report"):
         assert command in shown
 
 
