@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import StepReport
@@ -68,5 +67,7 @@ class TensorBoardTracker:
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))

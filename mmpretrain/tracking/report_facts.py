@@ -1,0 +1,190 @@
+"""Everything a run folder tells, as typed facts for its report.
+
+Enter: a run folder, whole or partial. Leave: `RunStory`; files that are absent leave their facts empty. Refuses a
+folder without a single step, naming what to look at instead.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from mmpretrain.core.errors import DataError
+from mmpretrain.tracking.record import Row, read_record, surviving_rows
+
+SIGN_OF_LIFE_S = 300.0
+"""A run without outcome counts as running for so long after its last heartbeat."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the run, from its rows."""
+
+    number: int
+    begun: float
+    """Seconds since 1970."""
+    ended: float
+    first_step: int
+    last_step: int
+    lost_steps: int
+    """Steps that a later attempt had to repeat."""
+    ranks: int | None
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A caption and the images a model found for it, best first."""
+
+    query: str
+    key: str
+    images: tuple[Path, ...]
+    scores: tuple[float, ...]
+    correct: int | None
+    """Index of the first right image; None where none was among them."""
+
+
+@dataclass(frozen=True)
+class RunStory:
+    """What there is to tell of a run."""
+
+    run_dir: Path
+    state: str
+    """completed, preempted, fatal, running or crashed."""
+    message: str
+    steps: tuple[Row, ...]
+    """Training rows that stand."""
+    evaluations: tuple[Row, ...]
+    torn: int
+    attempts: tuple[Attempt, ...]
+    config_text: str
+    config: Mapping[str, object]
+    skip_reasons: Mapping[str, int]
+    """Replaced samples by reason."""
+    retrieved: tuple[Retrieved, ...]
+
+    @property
+    def name(self) -> str:
+        return self.run_dir.resolve().name
+
+    @property
+    def training_s(self) -> float:
+        """Time in all attempts, without the gaps between them."""
+        return sum(attempt.ended - attempt.begun for attempt in self.attempts)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps the run is to have; those it has where no config tells."""
+        planned = self.config.get("steps")
+        return planned if isinstance(planned, int) else self.steps[-1].step
+
+
+def read_story(run_dir: Path) -> RunStory:
+    """Read all files of a run folder."""
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir} is no folder; name the `output` of a run")
+    record = read_record(run_dir)
+    rows = surviving_rows(record.rows)
+    steps = tuple(row for row in rows if row.is_training)
+    if not steps:
+        raise DataError(
+            f"{run_dir} has no finished step to report: its metrics.jsonl holds {len(record.rows)} rows of evaluations "
+            f"and {record.torn} broken lines; look into {run_dir}/logs, or wait for the first step"
+        )
+    state, message = _state(run_dir, record.rows[-1].time)
+    config_path = run_dir / "config.yaml"
+    config_text = config_path.read_text(encoding="utf-8") if config_path.is_file() else ""
+    return RunStory(
+        run_dir=run_dir,
+        state=state,
+        message=message,
+        steps=steps,
+        evaluations=tuple(row for row in rows if not row.is_training),
+        torn=record.torn,
+        attempts=tuple(_attempts(run_dir, record.rows)),
+        config_text=config_text,
+        config=_mapping(config_text),
+        skip_reasons=Counter(str(line["reason"]) for line in _json_lines(run_dir / "ledger.jsonl") if "reason" in line),
+        retrieved=tuple(_retrieved(run_dir / "evaluation")),
+    )
+
+
+def _state(run_dir: Path, last_row: float) -> tuple[str, str]:
+    outcome = _json_object(run_dir / "outcome.json")
+    if "state" in outcome:
+        return str(outcome["state"]), str(outcome.get("message", ""))
+    beat = _json_object(run_dir / "heartbeat.json").get("time")
+    silent_s = time.time() - max(last_row, beat if isinstance(beat, int | float) else 0.0)
+    if silent_s < SIGN_OF_LIFE_S:
+        return "running", ""
+    return "crashed", "The last attempt ended without an outcome: it was killed, or its machine was lost."
+
+
+def _attempts(run_dir: Path, rows: tuple[Row, ...]) -> Iterator[Attempt]:
+    begun = {line["attempt"]: line for line in _json_lines(run_dir / "attempts.jsonl") if "attempt" in line}
+    for number in dict.fromkeys(row.attempt for row in rows):
+        own = [row for row in rows if row.attempt == number]
+        steps = [row.step for row in own if row.is_training] or [own[0].step]
+        resumed = [row.step for row in rows if row.attempt > number and row.is_training]
+        start, ranks = begun.get(number, {}).get("time"), begun.get(number, {}).get("ranks")
+        yield Attempt(
+            number=number,
+            begun=start if isinstance(start, int | float) else own[0].time - own[0].metrics.get("perf/step_s", 0.0),
+            ended=own[-1].time,
+            first_step=steps[0],
+            last_step=steps[-1],
+            lost_steps=max(0, steps[-1] - min(resumed) + 1) if resumed else 0,
+            ranks=ranks if isinstance(ranks, int) else None,
+        )
+
+
+def _retrieved(folder: Path) -> Iterator[Retrieved]:
+    path = folder / "retrieval-samples.json"
+    if not path.is_file():
+        return
+    for sample in json.loads(path.read_text(encoding="utf-8")):
+        yield Retrieved(
+            query=sample["query"],
+            key=sample["key"],
+            images=tuple(_inside(folder, name) for name in sample["images"]),
+            scores=tuple(sample["scores"]),
+            correct=sample["correct"],
+        )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{folder}/retrieval-samples.json names {name!r}, outside its folder; evaluate the run again")
+    return path
+
+
+def _json_object(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as fault:
+        raise DataError(f"{path} is no JSON ({fault}); remove it and report again") from fault
+    return content if isinstance(content, dict) else {}
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, object]]:
+    """Objects of a JSONL file; lines cut short by a kill are left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(content, dict):
+            yield content
+
+
+def _mapping(text: str) -> Mapping[str, object]:
+    content = yaml.safe_load(text) if text else {}
+    return content if isinstance(content, dict) else {}
