@@ -6,7 +6,7 @@ nothing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -21,10 +21,10 @@ COLOURS = {
     "purple": (150, 45, 175),
     "cyan": (50, 205, 215),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": (0.16, 0.19), "large": (0.25, 0.29)}
+SHAPES = ("circle", "ring", "triangle", "cross", "bar", "pillar")
+SIZES = {"small": (0.20, 0.23), "large": (0.31, 0.34)}
 """Radius as a fraction of the side of the picture."""
-PLACES = {"centre": (0.5, 0.5), "left": (0.3, 0.5), "right": (0.7, 0.5), "top": (0.5, 0.3), "bottom": (0.5, 0.7)}
+PLACES = {"centre": (0.5, 0.5), "left": (0.37, 0.5), "right": (0.63, 0.5), "top": (0.5, 0.37), "bottom": (0.5, 0.63)}
 """Middle of the shape as fractions of the side, from the top left."""
 TEMPLATES = (
     "a {colour} {shape}",
@@ -38,7 +38,7 @@ TEMPLATES = (
 PROMPTS = ("a {}", "a picture of a {}")
 """Templates for zero-shot classification; {} is a class name such as "red circle"."""
 OVERSAMPLING = 4
-NOISE = 10.0
+NOISE = 8.0
 """Standard deviation of the pixel noise, of 255."""
 
 PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
@@ -82,8 +82,8 @@ def render(scene: Scene, side: int, draw: np.random.Generator) -> bytes:
     shade = np.clip(np.array(COLOURS[scene.colour]) + draw.integers(-18, 19, size=3), 0, 255)
     canvas = Image.new("RGB", (large, large), (ground, ground, ground))
     radius = large * draw.uniform(*SIZES[scene.size])
-    x, y = (large * (middle + draw.uniform(-0.03, 0.03)) for middle in PLACES[scene.place])
-    angle = draw.uniform(-0.15, 0.15)
+    x, y = (large * (middle + draw.uniform(-0.02, 0.02)) for middle in PLACES[scene.place])
+    angle = draw.uniform(-0.12, 0.12)
     fill = (int(shade[0]), int(shade[1]), int(shade[2]))
     _PAINTERS[scene.shape](ImageDraw.Draw(canvas), _Stamp(x, y, radius, angle), fill)
     pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float64)
@@ -102,15 +102,16 @@ class _Stamp:
     radius: float
     angle: float
 
-    def box(self, scale: float = 1.0) -> tuple[float, float, float, float]:
-        reach = self.radius * scale
-        return (self.x - reach, self.y - reach, self.x + reach, self.y + reach)
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        return (self.x - self.radius, self.y - self.radius, self.x + self.radius, self.y + self.radius)
 
-    def ring_of(self, corners: int, scales: tuple[float, ...], start: float) -> list[tuple[float, float]]:
-        """Points at equal angles around the middle; their distances cycle through `scales` x radius."""
-        turns = [self.angle + start + 2 * math.pi * corner / corners for corner in range(corners)]
-        reach = [self.radius * scales[corner % len(scales)] for corner in range(corners)]
-        return [(self.x + r * math.cos(t), self.y + r * math.sin(t)) for r, t in zip(reach, turns, strict=True)]
+    def outline(self, corners: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        """Corners in units of the radius, turned and moved onto the canvas."""
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        return [
+            (self.x + self.radius * (u * cos - v * sin), self.y + self.radius * (u * sin + v * cos)) for u, v in corners
+        ]
 
 
 _Colour = tuple[int, int, int]
@@ -118,40 +119,39 @@ _Painter = Callable[[ImageDraw.ImageDraw, _Stamp, _Colour], None]
 
 
 def _circle(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
-    canvas.ellipse(stamp.box(), fill=fill)
+    canvas.ellipse(stamp.box, fill=fill)
 
 
 def _ring(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
-    canvas.ellipse(stamp.box(), outline=fill, width=int(stamp.radius * 0.42))
-
-
-def _square(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
-    canvas.polygon(stamp.ring_of(4, (1.2,), math.pi / 4), fill=fill)
+    canvas.ellipse(stamp.box, outline=fill, width=int(stamp.radius * 0.42))
 
 
 def _triangle(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
-    canvas.polygon(stamp.ring_of(3, (1.2,), -math.pi / 2), fill=fill)
+    canvas.polygon(stamp.outline([(0.0, -1.15), (1.1, 0.7), (-1.1, 0.7)]), fill=fill)
 
 
-def _star(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
-    canvas.polygon(stamp.ring_of(10, (1.2, 0.5), -math.pi / 2), fill=fill)
+def _bar(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.polygon(stamp.outline(_rectangle(1.1, 0.35)), fill=fill)
+
+
+def _pillar(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
+    canvas.polygon(stamp.outline(_rectangle(0.35, 1.1)), fill=fill)
 
 
 def _cross(canvas: ImageDraw.ImageDraw, stamp: _Stamp, fill: _Colour) -> None:
-    for turn in (0.0, math.pi / 2):
-        arm = [(1.1, -0.3), (1.1, 0.3), (-1.1, 0.3), (-1.1, -0.3)]
-        cos, sin = math.cos(stamp.angle + turn), math.sin(stamp.angle + turn)
-        points = [
-            (stamp.x + stamp.radius * (u * cos - v * sin), stamp.y + stamp.radius * (u * sin + v * cos)) for u, v in arm
-        ]
-        canvas.polygon(points, fill=fill)
+    _bar(canvas, stamp, fill)
+    _pillar(canvas, stamp, fill)
+
+
+def _rectangle(right: float, down: float) -> list[tuple[float, float]]:
+    return [(right, down), (-right, down), (-right, -down), (right, -down)]
 
 
 _PAINTERS: dict[str, _Painter] = {
     "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
     "ring": _ring,
+    "triangle": _triangle,
+    "cross": _cross,
+    "bar": _bar,
+    "pillar": _pillar,
 }
