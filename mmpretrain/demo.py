@@ -1,6 +1,6 @@
 """`mmpretrain demo`: synthetic shards -> pretrain -> evaluate -> report -> publish, as a user would do it by hand.
 
-Enter: a folder. Leave: in it the shards, a run with its report, a published model, and a table of figures beside chance.
+Enter: a folder. Leave: in it shards, a run with its report, a published model, and on screen figures beside chance.
 Refused: a folder that holds another demo half done is continued; figures below their gates end with exit code 1.
 """
 
@@ -82,7 +82,7 @@ def stages(folder: Path) -> list[tuple[str, list[str]]]:
     return [
         (
             "Draw shapes and write captions, as shards",
-            ["mmpretrain", "data", "make", str(data), "--samples", str(SAMPLES)],
+            ["mmpretrain", "data", "make", "--out", str(data), "--samples", str(SAMPLES)],
         ),
         (f"Pretrain on {RANKS} ranks under ZeRO-2", training + [f"{key}={value}" for key, value in shards.items()]),
         ("Write the report page", ["mmpretrain", "report", str(run)]),
