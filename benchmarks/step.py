@@ -1,0 +1,259 @@
+"""CPU seconds of one contrastive training step, ours beside open_clip's: same architecture, weights, batch and tokens.
+
+Enter: nothing, or the names of cases. Leaves: a table and benchmarks/results/step.json. Exits 1 when the first 8 losses
+differ, or when ours is slower than open_clip as its own trainer runs it.
+
+One process of one thread on one core. Each side does what its trainer does between two batches: zero the gradients,
+forward, loss, backward, optimizer. Ours starts from the bytes its loader delivers, open_clip from the normalised pixels
+of its own. Rounds alternate the sides' order; the figure is the median CPU time. "open_clip, fused" is open_clip with an
+optimizer its trainer has no flag for.
+
+    python benchmarks/step.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor
+
+from mmpretrain.config import OptimizerConfig
+from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.objectives.infonce import InfoNCEConfig
+from mmpretrain.publishing.dual_encoder import dual_encoder
+from mmpretrain.publishing.open_clip import open_clip_config, open_clip_state
+from mmpretrain.training.optimizer import build_optimizer
+
+COMPARED, TOLERANCE = 8, {"fp32": 1e-5, "bf16": 2e-2}
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+OPTIMIZER = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, clip_grad_norm=0.0)
+RECORD = Path(__file__).parent / "results" / "step.json"
+
+Step = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One architecture and batch."""
+
+    image: dict[str, object]
+    text: dict[str, object]
+    image_size: int
+    patch_size: int
+    context: int
+    vocabulary: int
+    embed_dim: int
+    batch: int
+
+    def model(self) -> MultimodalTransformer:
+        towers = {
+            "image": self.image
+            | {"kind": "native", "pooling": "class", "pre_norm": True}
+            | {"stem": {"kind": "patches", "image_size": self.image_size, "patch_size": self.patch_size}},
+            "text": self.text
+            | {"kind": "native", "pooling": "eos", "causal": True}
+            | {"stem": {"kind": "embeddings", "context_length": self.context, "vocab_size": self.vocabulary}},
+        }
+        towers["text"]["stem"] |= {"eos_id": self.vocabulary - 1}
+        torch.manual_seed(0)
+        config = ModelConfig.model_validate({"embed_dim": self.embed_dim, "towers": towers})
+        return MultimodalTransformer.create(config, {"itc": InfoNCEConfig()}).train()
+
+    def rows(self, number: int) -> dict[str, Tensor]:
+        """A batch of random pictures, and texts of 5 tokens up to the whole context."""
+        generator = torch.Generator().manual_seed(number)
+        size = (self.batch, 3, self.image_size, self.image_size)
+        lengths = torch.randint(4, self.context, (self.batch, 1), generator=generator)
+        places = torch.arange(self.context)[None]
+        words = torch.randint(1, self.vocabulary - 1, (self.batch, self.context), generator=generator)
+        ended = torch.where(places == lengths, self.vocabulary - 1, words)
+        return {
+            "image": torch.randint(0, 256, size, generator=generator, dtype=torch.uint8),
+            "image.present": torch.ones(self.batch, dtype=torch.bool),
+            "text": torch.where(places > lengths, 0, ended),
+            "text.mask": places <= lengths,
+            "text.present": torch.ones(self.batch, dtype=torch.bool),
+        }
+
+
+CASES = {
+    "small": Case(
+        image={"width": 256, "depth": 6, "heads": 4},
+        text={"width": 256, "depth": 6, "heads": 4},
+        image_size=112,
+        patch_size=16,
+        context=32,
+        vocabulary=8192,
+        embed_dim=256,
+        batch=64,
+    ),
+    "vit-b-32": Case(
+        image={"width": 768, "depth": 12, "heads": 12},
+        text={"width": 512, "depth": 12, "heads": 8},
+        image_size=224,
+        patch_size=32,
+        context=77,
+        vocabulary=49408,
+        embed_dim=512,
+        batch=16,
+    ),
+}
+
+
+def our_step(case: Case, precision: str) -> Step:
+    model = case.model()
+    batches = itertools.cycle([case.rows(number) for number in range(COMPARED)])
+    model.autocast_dtype = PRECISIONS[precision]
+    optimizer = build_optimizer(model, OPTIMIZER, zero_stage=1)
+    scales = {"itc": torch.tensor(1 / case.batch)}
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = model([next(batches)], scales)["loss"]
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def peer_step(case: Case, precision: str, fused: bool) -> Step:
+    """open_clip_train's step: its groups, its loss, its clamp of the logit scale."""
+    ours = case.model()
+    pair = dual_encoder(ours)
+    model = open_clip.CLIP(**open_clip_config(pair, has_tokenizer=False)["model_cfg"], output_dict=True).train()
+    model.load_state_dict(open_clip_state(pair), strict=False)
+    batches = itertools.cycle([_peer_batch(ours, case, number) for number in range(COMPARED)])
+    dtype = PRECISIONS[precision]
+    loss_function = open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(
+        _peer_groups(model), lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, fused=fused or None
+    )
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
+            loss = loss_function(**model(*next(batches)))
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.605170185988092)
+        return loss.item()
+
+    return step
+
+
+def _peer_batch(ours: MultimodalTransformer, case: Case, number: int) -> tuple[Tensor, Tensor]:
+    """The same batch as normalised pictures and ids."""
+    rows = case.rows(number)
+    patches = ours.towers["image"].patches(rows["image"])
+    grid, patch = case.image_size // case.patch_size, case.patch_size
+    tiles = patches.view(case.batch, grid, grid, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
+    return tiles.reshape(case.batch, 3, case.image_size, case.image_size), rows["text"]
+
+
+def _peer_groups(model: torch.nn.Module) -> list[dict[str, object]]:
+    """As in open_clip_train.main: gains, biases and the logit scale do not decay."""
+    bare = {
+        name: p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+        for name, p in model.named_parameters()
+    }
+    return [
+        {"params": [p for name, p in model.named_parameters() if bare[name]], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in model.named_parameters() if not bare[name]],
+            "weight_decay": OPTIMIZER.weight_decay,
+        },
+    ]
+
+
+def measure(name: str, precision: str, rounds: int) -> dict[str, object]:
+    """Compare the first losses, then time the sides in turns."""
+    case = CASES[name]
+    steps = {
+        "ours": our_step(case, precision),
+        "open_clip": peer_step(case, precision, fused=False),
+        "open_clip, fused": peer_step(case, precision, fused=True),
+    }
+    losses = {side: [step() for _ in range(COMPARED)] for side, step in steps.items() if side != "open_clip, fused"}
+    steps["open_clip, fused"]()
+    difference = max(abs(a - b) for a, b in zip(losses["ours"], losses["open_clip"], strict=True))
+    seconds: dict[str, list[float]] = {side: [] for side in steps}
+    for number in range(rounds):
+        for side in list(steps) if number % 2 == 0 else reversed(list(steps)):
+            started = time.process_time()
+            steps[side]()
+            seconds[side].append(time.process_time() - started)
+    medians = {side: statistics.median(values) for side, values in seconds.items()}
+    return {
+        "case": name,
+        "precision": precision,
+        "batch": case.batch,
+        "losses": losses,
+        "largest_loss_difference": difference,
+        "cpu_s": {side: {"median": medians[side], "all": seconds[side]} for side in steps},
+        "speed_ratio": {side: medians[side] / medians["ours"] for side in steps if side != "ours"},
+        "losses_agree": difference <= TOLERANCE[precision],
+        "not_slower": medians["open_clip"] >= medians["ours"],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", default=list(CASES), choices=[*CASES, []])
+    parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--record", type=Path, default=RECORD)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    results = []
+    print(
+        f"{'case':<10}{'precision':<11}{'ours':>9}{'open_clip':>11}{'ratio':>7}{'fused':>9}{'ratio':>7}  loss difference"
+    )
+    for name in asked.cases:
+        for precision in asked.precisions:
+            result = measure(name, precision, asked.rounds)
+            results.append(result)
+            print(_line(result), flush=True)
+    asked.record.parent.mkdir(parents=True, exist_ok=True)
+    asked.record.write_text(json.dumps({"machine": _machine(), "results": results}, indent=1) + "\n")
+    return 0 if all(result["losses_agree"] and result["not_slower"] for result in results) else 1
+
+
+def _line(result: dict) -> str:
+    cpu, ratio = {side: entry["median"] for side, entry in result["cpu_s"].items()}, result["speed_ratio"]
+    return (
+        f"{result['case']:<10}{result['precision']:<11}{cpu['ours']:>8.3f}s{cpu['open_clip']:>10.3f}s"
+        f"{ratio['open_clip']:>7.3f}{cpu['open_clip, fused']:>8.3f}s{ratio['open_clip, fused']:>7.3f}"
+        f"  {result['largest_loss_difference']:.1e}"
+    )
+
+
+def _machine() -> dict[str, object]:
+    packages = ("torch", "transformers", "open_clip_torch")
+    return {
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+        "loadavg": os.getloadavg(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
