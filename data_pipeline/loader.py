@@ -5,6 +5,7 @@ whole state is the step: each row follows from (seed, position). Refused: shards
 whose samples cannot be decoded.
 """
 
+import atexit
 import hashlib
 import os
 import signal
@@ -188,7 +189,7 @@ def data_loader(
         batch_size=None,
         sampler=numbers,
         collate_fn=_as_it_is,
-        worker_init_fn=_obey_parent,
+        worker_init_fn=_prepare_worker,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
@@ -227,9 +228,11 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _obey_parent(_: int) -> None:
-    """In a worker: let SIGTERM through that the training process itself sends, when it ends."""
+def _prepare_worker(_: int) -> None:
+    """In a worker: let SIGTERM through that the training process itself sends, and end without taking Python apart,
+    which aborts ("terminate called") where the thread that ships tensors is still in C++."""
     Thread(target=_exit_on_parents_word, daemon=True).start()
+    atexit.register(os._exit, 0)
 
 
 def _exit_on_parents_word() -> None:
