@@ -141,3 +141,14 @@ def test_blocks_start_with_the_deviations_of_clip():
     for layer, std in wanted.items():
         assert layer.weight.std().item() == pytest.approx(std, rel=0.02)
         assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_in_bf16_on_a_cpu_is_that_of_fp32(causal: bool) -> None:
+    torch.manual_seed(0)
+    layer = SelfAttention(2, BlockScales(16, 1), causal=causal)
+    tokens = torch.randn(3, 9, 16)
+    mask = None if causal else torch.arange(9) < torch.tensor([[9], [5], [1]])
+    exact = layer(tokens, mask)
+    rounded = layer.bfloat16()(tokens.bfloat16(), mask)
+    torch.testing.assert_close(rounded.float(), exact, atol=2e-2, rtol=2e-2)
