@@ -1,0 +1,156 @@
+"""The parts around the step: schedule, parameter groups, the guarded optimizer, hooks, retention, DeepSpeed's dict."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from mmpretrain.config import RunConfig, configs_folder, load_run_config
+from mmpretrain.core.errors import CheckpointError, ClusterError, ConfigError, DivergenceError
+from mmpretrain.core.types import StepReport
+from mmpretrain.training.engine import check_precision, deepspeed_config
+from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict
+from mmpretrain.training.manifest import read_manifest, retain
+from mmpretrain.training.optimizer import GuardedAdamW, parameter_groups
+from mmpretrain.training.ranks import on_main
+from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.schedule import learning_rate
+
+
+def run(*overrides: str) -> RunConfig:
+    return load_run_config(configs_folder() / "demo.yaml", ("steps=100", "optimizer.lr=0.5", *overrides))
+
+
+def report(step: int, *, skipped: bool = False, stop: bool = False, save: bool = False) -> StepReport:
+    return StepReport(step, step, {}, skipped, keys=("a/1", "a/2"), stop_requested=stop, save_requested=save)
+
+
+def test_cosine_rises_linearly_and_falls_to_its_floor() -> None:
+    config = run("schedule.warmup=10", "schedule.final_fraction=0.2")
+    rates = [learning_rate(config, step) for step in range(101)]
+    assert rates[:10] == pytest.approx([0.05 * (step + 1) for step in range(10)])
+    expected = [0.5 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * n / 90))) for n in range(91)]
+    assert rates[10:] == pytest.approx(expected)
+
+
+def test_warmup_in_samples_counts_whole_steps() -> None:
+    config = run("schedule.warmup=320", "schedule.unit=samples", "schedule.kind=linear")
+    assert config.global_batch_size == 64
+    assert [learning_rate(config, step) for step in (0, 4, 5, 100)] == pytest.approx([0.1, 0.5, 0.5, 0.0])
+
+
+def test_a_constant_schedule_stays_at_its_peak() -> None:
+    config = run("schedule.warmup=0", "schedule.kind=constant")
+    assert {learning_rate(config, step) for step in range(100)} == {0.5}
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = nn.ModuleDict({"linear": nn.Linear(3, 4), "norm": nn.LayerNorm(4), "scale": nn.Linear(1, 1, bias=False)})
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    decayed, others = parameter_groups(nn.ModuleList([model, frozen]), 0.1)
+    assert decayed["weight_decay"] == 0.1 and decayed["params"] == [model["linear"].weight]
+    assert others["weight_decay"] == 0.0
+    assert {tuple(p.shape) for p in others["params"]} == {(4,), (1, 1)} and len(others["params"]) == 4
+
+
+def test_the_guarded_optimizer_is_adamw_after_clipping() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(5)) for _ in range(2))
+    guarded = GuardedAdamW([{"params": [ours], "weight_decay": 0.1}], clip_grad_norm=1.0, lr=0.01)
+    reference = torch.optim.AdamW([theirs], lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        gradient = torch.randn(5) * 3
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        norm = torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        guarded.step()
+        reference.step()
+        assert guarded._global_grad_norm == pytest.approx(norm.item()) and not guarded.overflow
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+
+
+def test_the_guarded_optimizer_leaves_weights_alone_when_a_gradient_is_not_finite() -> None:
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = GuardedAdamW([{"params": [parameter]}], clip_grad_norm=1.0, lr=0.01)
+    parameter.grad = torch.tensor([1.0, float("inf"), 0.0])
+    optimizer.step()
+    assert optimizer.overflow and torch.equal(parameter, torch.ones(3)) and not optimizer.state
+
+
+def test_deepspeed_is_told_what_the_run_says() -> None:
+    generated = deepspeed_config(run("zero_stage=3", "engine.offload=optimizer"), backwards_per_step=4, world=2)
+    assert generated["gradient_accumulation_steps"] == 4 and generated["train_batch_size"] == 8
+    assert generated["gradient_clipping"] == 1.0
+    assert generated["zero_optimization"] == {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "memory_efficient_linear": False,
+    }
+    assert "bf16" not in generated and "fp16" not in generated
+
+
+def test_further_deepspeed_keys_pass_and_contradictions_are_refused() -> None:
+    extra = run("engine.deepspeed={zero_optimization: {overlap_comm: false}}")
+    assert deepspeed_config(extra, 1, 1)["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    clash = run("engine.deepspeed={zero_optimization: {stage: 1}}")
+    with pytest.raises(ConfigError, match=r"engine.deepspeed.zero_optimization.stage: 1 contradicts 2"):
+        deepspeed_config(clash, 1, 1)
+
+
+def test_fp16_is_refused_without_cuda() -> None:
+    with pytest.raises(ClusterError, match="fp16 needs a CUDA device and this run is on cpu; use precision: bf16"):
+        check_precision(run("precision=fp16"), torch.device("cpu"))
+
+
+def test_every_answers_at_its_interval_and_at_the_end() -> None:
+    hook = Every(4, 10, Verdict.SAVE)
+    assert [step for step in range(1, 11) if Verdict.SAVE in hook(report(step))] == [4, 8, 10]
+    assert [step for step in range(1, 11) if Every(0, 10, Verdict.EVALUATE)(report(step))] == [10]
+
+
+def test_a_requested_stop_saves_first() -> None:
+    assert Requested()(report(1, stop=True)) == Verdict.SAVE | Verdict.STOP
+    assert Requested()(report(1, save=True)) == Verdict.SAVE
+    assert Requested()(report(1)) == Verdict.NOTHING
+
+
+def test_skipped_steps_in_a_row_stop_the_run_past_their_budget() -> None:
+    hook = StopOnDivergence(budget=2)
+    for step, skipped in enumerate([True, True, False, True, True], start=1):
+        hook(report(step, skipped=skipped))
+    with pytest.raises(DivergenceError, match=r"3 steps in a row .* \(budget: max_skipped_steps=2\).*before step 4"):
+        hook(report(6, skipped=True))
+
+
+def test_retention_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
+    for step in range(10, 80, 10):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    retain(tmp_path, keep_last=2, keep_every=30)
+    assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == [30, 60, 70]
+
+
+def test_a_manifest_of_another_format_or_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99, this version reads format 1"):
+        read_manifest(tmp_path)
+
+
+def test_traces_go_back_to_the_checkpoint_a_run_continues_from(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    rows = [json.dumps({"step": step, "keys": []}) for step in range(1, 6)]
+    (tmp_path / "samples.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "ke')
+    folder.rewind(3)
+    assert [json.loads(row)["step"] for row in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_what_the_main_rank_refuses_is_raised() -> None:
+    def refuse() -> None:
+        raise ConfigError("not so")
+
+    assert on_main(lambda: 3) == 3
+    with pytest.raises(ConfigError, match="not so"):
+        on_main(refuse)
