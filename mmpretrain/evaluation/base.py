@@ -110,6 +110,10 @@ class TaskConfig(Config):
     def modalities(self) -> tuple[str, ...]:
         """Towers the task needs; a config that names an absent one is refused."""
 
+    def check_files(self) -> None:
+        """Refuse files of the task, besides its shards, that cannot be used; called before training begins."""
+        return
+
     @abstractmethod
     def run(self, context: EvaluationContext) -> dict[str, float]:
         """Evaluate; communicates. Every rank returns the same figures."""

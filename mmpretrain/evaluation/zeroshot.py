@@ -46,6 +46,9 @@ class ZeroShotConfig(TaskConfig):
     def modalities(self) -> tuple[str, ...]:
         return (self.modality, self.text)
 
+    def check_files(self) -> None:
+        read_classes(Path(self.classes))
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
         known = read_classes(Path(self.classes))
         weights = class_embeddings(context, self.text, known, self.text_batch)

@@ -63,34 +63,42 @@ class Run:
     trackers: Trackers
     world: World
 
-    def close(self, state: State, step: int) -> None:
+    @property
+    def step(self) -> int:
+        """Steps done so far."""
+        return max(self.parts.start_step, self.parts.reporter.step)
+
+    def close(self, state: State, message: str) -> None:
         """Record how the attempt ended."""
         self.trackers.close(state)
         if self.world.is_main:
-            self.folder.write_outcome(state, step, f"{step} of {self.parts.last_step} steps done")
+            self.folder.write_outcome(state, self.step, message)
 
 
-def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder) -> Run:
+def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder, requests: Requests) -> Run:
     """Join everything; communicates."""
     check_precision(config, device)
     plan = BatchPlan(config.global_batch_size, config.micro_batch_size, world)
-    attempt = on_main(lambda: folder.begin_attempt(dump_yaml(config), world.size, device_name(device)))
+    attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device)))
     configure_logging(world, folder.path)
     _make_deterministic(config)
     tokenizer, facts = prepare_tokenizer(config, folder)
     model_config = resolve(config.model, facts)
     codecs = build_codecs(config, model_config, tokenizer)
     loader = _first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
-    if world.is_main:
-        folder.write_sources([asdict(facts) for facts in source_facts(loader.sources)])
     engine = _build_engine(config, model_config, world, device)
     start = _restore(config, engine, folder, world, loader.fingerprint)
+    if world.is_main:  # a run that was refused has left the record of the one before as it was
+        folder.rewind(start)
+        folder.write_config(dump_yaml(config))
+        folder.write_sources([asdict(facts) for facts in source_facts(loader.sources)])
     trackers = _build_trackers(config, folder, attempt, start, world)
     context = evaluation_context(config, engine.model, codecs, world, device, folder.path)
     evaluator = Evaluator(config, context, world, folder, trackers)
+    _first_on_main(evaluator.check)
     ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
     weights = {name: objective.weight for name, objective in config.objectives.items()}
-    reporter = Reporter(weights, config.global_batch_size, _requests(folder, world), config.trace_samples, device)
+    reporter = Reporter(weights, config.global_batch_size, requests, config.trace_samples, device)
     parts = Parts(
         engine=engine,
         batches=loader.from_step(start),
@@ -144,10 +152,8 @@ def _restore(config: RunConfig, engine: Engine, folder: RunFolder, world: World,
             f"of samples cannot go on; the config.yaml in its checkpoint has them: put them back, or choose another "
             f"output"
         )
-    if world.is_main:
-        folder.rewind(position.step)
-        if position.wandb_id and not (folder.path / "wandb_id").exists():
-            (folder.path / "wandb_id").write_text(position.wandb_id)
+    if world.is_main and position.wandb_id and not (folder.path / "wandb_id").exists():
+        (folder.path / "wandb_id").write_text(position.wandb_id)
     log.info("continuing from step %d of %d", position.step, config.steps)
     return position.step
 
@@ -168,12 +174,6 @@ def _build_trackers(config: RunConfig, folder: RunFolder, attempt: int, start: i
         log_every=config.tracking.log_every,
     )
     return build_trackers(config.tracking.trackers, facts)
-
-
-def _requests(folder: RunFolder, world: World) -> Requests:
-    requests = Requests(folder if world.is_main else None)
-    requests.install()
-    return requests
 
 
 def _hooks(config: RunConfig, folder: RunFolder, world: World, trackers: Trackers, ledger: Ledger) -> list[Hook]:

@@ -1,17 +1,19 @@
 """The only place that runs DeepSpeed: one global batch in, one optimizer step out, whatever the stage and the ranks.
 
-Enter: a freshly built model and the run's config. Leave: `StepResult` of one step. Refuses fp16 without CUDA and
-DeepSpeed options that contradict the run's own.
+Enter: a freshly built model and the run's config. Leave: `StepResult` of one step. Refuses fp16 without CUDA, and
+DeepSpeed options that contradict the run's own or that DeepSpeed does not know or accept.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import deepspeed
 import torch
+from deepspeed.runtime.config import DeepSpeedConfigError
 from torch import Tensor
 
 from mmpretrain.config import RunConfig
@@ -21,6 +23,15 @@ from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
+
+_REPLACED = {
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "bf16": "precision",
+    "fp16": "precision",
+    "torch_autocast": "precision",
+}
+"""DeepSpeed's options for which the run config has a key of its own."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,46 @@ def deepspeed_config(config: RunConfig, backwards_per_step: int, world: int) -> 
     }
     if config.precision == "fp16":
         generated["torch_autocast"] = {"enabled": True, "dtype": "float16"}
-    return _merged(generated, config.engine.deepspeed, "engine.deepspeed")
+    for key in _REPLACED.keys() & config.engine.deepspeed.keys():
+        raise ConfigError(f"engine.deepspeed.{key}: the run's own {_REPLACED[key]} decides this; set that instead")
+    merged = _merged(generated, config.engine.deepspeed, "engine.deepspeed")
+    if config.engine.deepspeed:
+        _check_options(merged)
+    return merged
+
+
+class _Watched(dict[str, object]):
+    """Options that remember which of them were asked for."""
+
+    def __init__(self, options: Mapping[str, object]) -> None:
+        super().__init__(options)
+        self.asked: set[object] = set()
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(key)
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> object:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: object = None) -> object:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+def _check_options(options: Mapping[str, object]) -> None:
+    """DeepSpeed passes over a top-level option that it does not know: one that it never asks for while it reads."""
+    watched = _Watched(options)
+    try:
+        deepspeed.DeepSpeedConfig(watched)
+    except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, AssertionError) as fault:
+        reason = "; ".join(line.strip() for line in str(fault).splitlines() if "errors.pydantic.dev" not in line)
+        raise ConfigError(f"engine.deepspeed: DeepSpeed refuses these options ({reason})") from fault
+    for key in watched.keys() - watched.asked:
+        near = difflib.get_close_matches(key, [known for known in watched.asked if isinstance(known, str)], n=1)
+        hint = f"did you mean {near[0]}?" if near else "remove it"
+        raise ConfigError(f"engine.deepspeed.{key}: DeepSpeed knows no such option and would pass over it; {hint}")
 
 
 def _merged(ours: dict[str, object], extra: Mapping[str, object], path: str) -> dict[str, object]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
@@ -106,6 +107,14 @@ class Evaluator:
     ) -> None:
         self.config, self.context, self.world = config, context, world
         self.folder, self.trackers = folder, trackers
+
+    def check(self) -> None:
+        """Refuse before the first step the shards and files that a task would refuse after hours of them."""
+        required = {name: codec.extensions for name, codec in self.context.codecs.items()}
+        for task in self.config.evaluation.tasks.values():
+            task.check_files()
+            if task.shards is not None:
+                open_sources({"evaluation": task.shards}, required)
 
     def run(self, report: StepReport) -> None:
         """Communicates."""

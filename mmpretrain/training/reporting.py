@@ -46,6 +46,8 @@ class Reporter:
         self.requests = requests
         self.trace_samples = trace_samples
         self.device = device
+        self.step = 0
+        """Number of the last step reported; 0 before the first."""
         self._ended = time.perf_counter()
         self._data_s = 0.0
         self._process = psutil.Process()
@@ -71,6 +73,7 @@ class Reporter:
         losses, waits, flags = self._agree(batches, result)
         step_s = time.perf_counter() - self._ended
         self._ended = time.perf_counter()
+        self.step = step
         gather_keys = self.trace_samples or result.skipped
         keys = [key for batch in batches for key in batch.keys] if gather_keys else []
         skips = [skip for batch in batches for skip in batch.skips]

@@ -4,6 +4,7 @@ Enter: a RunConfig. Leave: a run folder with its outcome, and 0 or 75 (stopped o
 MMPretrainError leaves outcome.json "fatal" before it goes on to the command line.
 """
 
+import errno
 import logging
 
 from mmpretrain.config import RunConfig
@@ -11,44 +12,73 @@ from mmpretrain.core.errors import ClusterError, MMPretrainError, Preempted
 from mmpretrain.training.build import Run, build
 from mmpretrain.training.loop import fit
 from mmpretrain.training.ranks import join, leave
+from mmpretrain.training.requests import Requests
 from mmpretrain.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def train(config: RunConfig) -> int:
     """Train, or continue, the run in `config.output`; returns the exit code. Communicates."""
     world, device = join()
     folder = RunFolder(config.output)
-    step = 0
+    requests = Requests(folder if world.is_main else None)
+    requests.install()
+    run: Run | None = None
     try:
-        run = build(config, world, device, folder)
-        step = _fit(run)
+        run = build(config, world, device, folder, requests)
+        return _fit(run)
     except MMPretrainError as error:
-        _record_fatal(folder, step, error)
+        _end_fatally(folder, run, error)
         raise
-    except RuntimeError as error:
-        if not _peer_is_gone(error):
+    except OSError as fault:
+        if fault.errno not in _NO_ROOM:
             raise
-        raise ClusterError(f"another rank ended, so this one stops too; its own message says why ({error})") from error
+        refusal = ClusterError(
+            f"the run folder {folder.path} cannot be written ({fault.strerror}); free space or quota there, then "
+            f"start the run again: it continues from its newest checkpoint"
+        )
+        _end_fatally(folder, run, refusal)
+        raise refusal from fault
+    except RuntimeError as fault:
+        lost = _lost_process(fault)
+        if lost is None:
+            raise
+        raise lost from fault
     finally:
+        if run is not None:
+            run.trackers.close("crashed")  # nothing is left to close after any other end
         leave()
-    return 0 if step >= config.steps else Preempted.exit_code
 
 
 def _fit(run: Run) -> int:
     step = fit(run.parts)
-    run.close("completed" if step >= run.parts.last_step else "preempted", step)
-    return step
+    completed = step >= run.parts.last_step
+    run.close("completed" if completed else "preempted", f"{step} of {run.parts.last_step} steps done")
+    return 0 if completed else Preempted.exit_code
 
 
-def _record_fatal(folder: RunFolder, step: int, error: MMPretrainError) -> None:
-    """Leave the outcome where a supervisor looks; a folder that cannot be written has no outcome."""
+def _end_fatally(folder: RunFolder, run: Run | None, error: MMPretrainError) -> None:
+    """Leave the outcome where a supervisor looks, from any rank; a folder that cannot be written has no outcome."""
+    if run is not None:
+        run.trackers.close("fatal")
+    if not folder.path.is_dir():
+        return
     try:
-        folder.write_outcome("fatal", step, str(error))
+        folder.write_outcome("fatal", 0 if run is None else run.step, str(error))
     except OSError as fault:
         log.warning("outcome.json could not be written: %s", fault)
 
 
-def _peer_is_gone(error: RuntimeError) -> bool:
-    return any(mark in str(error) for mark in ("Connection closed by peer", "Connection reset by peer"))
+def _lost_process(error: RuntimeError) -> ClusterError | None:
+    """What PyTorch's errors about a process that is no longer there mean; None for other errors."""
+    if "DataLoader worker" in str(error):
+        return ClusterError(
+            f"a process that decodes data ended ({error}), most often killed for want of memory; lower data.workers "
+            f"or data.prefetch, then start the run again: it continues from its newest checkpoint"
+        )
+    if any(mark in str(error) for mark in ("Connection closed by peer", "Connection reset by peer")):
+        return ClusterError(f"another rank ended, so this one stops too; its own message says why ({error})")
+    return None

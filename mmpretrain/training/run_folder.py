@@ -4,6 +4,7 @@ Enter: the `output` of a run. Leave: files another process can read at any time,
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +30,12 @@ class RunFolder:
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
-    def begin_attempt(self, config_yaml: str, world_size: int, device: str) -> int:
+    def begin_attempt(self, world_size: int, device: str) -> int:
         """Make the folder, forget the last outcome, and return this attempt's number, from 0."""
         try:
             for folder in (self.path, self.path / "control", self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             (self.path / "outcome.json").unlink(missing_ok=True)
-            self._replace("config.yaml", config_yaml)
             attempt = self.attempts()
             with (self.path / "attempts.jsonl").open("a") as file:
                 row = {"attempt": attempt, "time": time.time(), "ranks": world_size, "device": device}
@@ -50,6 +50,10 @@ class RunFolder:
         """Number of attempts begun so far."""
         path = self.path / "attempts.jsonl"
         return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def write_config(self, config_yaml: str) -> None:
+        """`config.yaml`: the resolved config of the newest attempt that could begin."""
+        self._replace("config.yaml", config_yaml)
 
     def write_sources(self, sources: Sequence[Mapping[str, object]]) -> None:
         """`data.json`: what the run reads, for its card."""
@@ -85,6 +89,6 @@ class RunFolder:
         return True
 
     def _replace(self, name: str, content: str) -> None:
-        partial = self.path / f".{name}.partial"
+        partial = self.path / f".{name}.{os.getpid()}.partial"  # ranks that fail alike write at the same time
         partial.write_text(content)
         partial.replace(self.path / name)
