@@ -61,8 +61,15 @@ OBJECTIVES = {
 ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [2, 4]}
 """Without accumulation the two kinds take the same way."""
 
+OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
+    "plain": ([0], {}),
+    "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": True}}),
+    "offload": ([1, 2, 3], {"engine": {"offload": "optimizer"}}),
+    "bf16": ([0, 1, 2, 3], {"precision": "bf16"}),
+}
 
-def run_config(objectives: str, stage: int, micro: int) -> RunConfig:
+
+def run_config(objectives: str, stage: int, micro: int, **changes: object) -> RunConfig:
     return RunConfig.model_validate(
         {
             "output": "unused",
@@ -80,6 +87,7 @@ def run_config(objectives: str, stage: int, micro: int) -> RunConfig:
                 "codecs": {"image": {"kind": "image"}, "text": {"kind": "text"}},
             },
         }
+        | changes
     )
 
 
@@ -144,11 +152,13 @@ def full_state(engine: Engine) -> dict[str, Tensor]:
     return {name: torch.cat([view for other, _, view in pieces if other == name]) for name in names}
 
 
-def engines(objectives: str, accumulations: list[int], stages: list[int]) -> Iterator[tuple[str, Engine]]:
+def engines(
+    objectives: str, accumulations: list[int], stages: list[int], **changes: object
+) -> Iterator[tuple[str, Engine]]:
     for stage in stages:
         for accumulation in accumulations:
             micro = GLOBAL_BATCH // world_size() // accumulation
-            config = run_config(objectives, stage, micro)
+            config = run_config(objectives, stage, micro, **changes)
             engine = Engine(build_model(config), config, torch.device("cpu"))
             yield f"{objectives}-zero{stage}-ranks{world_size()}-accumulation{accumulation}", engine
             engine.deepspeed.destroy()
@@ -165,6 +175,19 @@ def equality(folder: Path) -> None:
         for case, engine in engines(objectives, accumulations, [0, 1, 2, 3]):
             losses = train(engine, range(STEPS))
             leave_results(folder, case, losses, full_state(engine))
+
+
+def options(folder: Path) -> None:
+    """Activation checkpointing and CPU offload change memory, not numbers; bf16 is the same at every stage."""
+    for name, (stages, changes) in OPTIONS.items():
+        for case, engine in engines("spanning", [2], stages, **changes):
+            losses = train(engine, range(5))
+            state = full_state(engine)
+            checkpoint.save(engine, folder / name / case, Position(5, 5 * GLOBAL_BATCH, "d"), "seed: 0\n")
+            restored = next(engines("spanning", [2], [engine.stage], **changes))[1]
+            checkpoint.load(restored, folder / name / case)
+            assert all(torch.equal(value, state[key]) for key, value in full_state(restored).items()), (name, case)
+            leave_results(folder, f"{name}-{case}", losses, state)
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -213,7 +236,13 @@ def _poisoned(output: dict[str, Tensor]) -> dict[str, Tensor]:
 def main() -> None:
     command, folder = sys.argv[1], Path(sys.argv[2])
     join()
-    {"equality": equality, "write": write_checkpoint, "read": read_checkpoint, "nan": nan_on_one_rank}[command](folder)
+    {
+        "equality": equality,
+        "options": options,
+        "write": write_checkpoint,
+        "read": read_checkpoint,
+        "nan": nan_on_one_rank,
+    }[command](folder)
     barrier()
     leave()
 
