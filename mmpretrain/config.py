@@ -189,6 +189,11 @@ class RunConfig(Config):
         yield from _objective_rules(self)
         yield from _codec_rules(self)
         yield from _task_rules(self)
+        if self.precision == "fp16" and self.zero_stage == 0:
+            yield (
+                ("precision",),
+                "fp16 scales its loss in a partitioned optimizer; set zero_stage to 1 or more, or precision to bf16",
+            )
         if self.engine.offload != "none" and self.zero_stage == 0:
             yield (
                 ("engine", "offload"),
