@@ -65,7 +65,8 @@ class ConsoleTracker:
         if self._bar is not None:
             self._bar.stop()
         style = "green" if outcome == "completed" else "yellow"
-        self._print(f"{outcome} after step {self.pace.step}, {duration(self.pace.elapsed)} in this attempt", style)
+        step = max(self.pace.step, self.run.start_step)
+        self._print(f"{outcome} after step {step}, {duration(self.pace.elapsed)} in this attempt", style)
 
     def _opening(self) -> None:
         run = self.run

@@ -1,0 +1,64 @@
+"""Runs the command line in a fresh process each time, without the seconds that importing torch costs each time.
+
+Enter: one JSON request a line on stdin: {"start": arguments, "logs": folder, "max_file_bytes": n or null}, or
+{"wait": pid}. Leave: one JSON reply a line: the pid, or the exit code. Each run is a fork of this process, which has
+imported everything and computed nothing, so that runs share no state.
+"""
+
+import json
+import os
+import resource
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - DeepSpeed imports it with the first ZeRO engine
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401 - imported with the first tokenizer
+
+import mmpretrain.training.run  # noqa: F401 - imported by `train`
+from mmpretrain.cli import main
+
+
+def start(arguments: Sequence[str], logs: str, max_file_bytes: int | None) -> int:
+    """Fork a process that runs the command line with its stdout and stderr in files of the folder `logs`."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        _redirect(Path(logs))
+        if max_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+        main(list(arguments))
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001 - printed as an interpreter does that ends by an exception
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(logs: Path) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    assert threading.active_count() == 1, "a process with threads cannot be forked safely"
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            reply = start(request["start"], request["logs"], request["max_file_bytes"])
+        else:
+            reply = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        print(json.dumps(reply), flush=True)  # noqa: T201 - the protocol
+
+
+if __name__ == "__main__":
+    serve()
