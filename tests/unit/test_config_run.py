@@ -69,8 +69,8 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
     ("overrides", "message"),
     [
         (
-            ["global_batch_size=100"],
-            "micro_batch_size: global_batch_size 100 is not a multiple of micro_batch_size 64; use",
+            ["global_batch_size=100", "micro_batch_size=64"],
+            "micro_batch_size=64: global_batch_size 100 is not a multiple of micro_batch_size 64; use",
         ),
         (["micro_batch_size=48"], "micro_batch_size=48: global_batch_size 64 is not a multiple of micro_batch_size 48"),
         (["steps=20"], "schedule.warmup: the warmup of 50 steps is longer than the run of 20; lower schedule.warmup"),
@@ -80,7 +80,7 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         ),
         (["checkpoint.every=0"], "checkpoint.every=0: saw 0 (number), expected greater than 0"),
         (
-            ["checkpoint.keep_every=300"],
+            ["checkpoint.every=200", "checkpoint.keep_every=300"],
             "300 is not a multiple of checkpoint.every 200, so some would never be",
         ),
         (["optimizer.betas=[0.9, 1.0]"], "saw [0.9, 1.0], expected two numbers from 0 to below 1"),
@@ -92,7 +92,7 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         (["objectives.I-T={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
         (["objectives.itc.kind=infonc"], "objectives.itc: saw kind 'infonc', expected "),
         (["data.codecs.image.kind=text"], "data.codecs.image: decodes text; set its kind to image"),
-        (["evaluation.tasks=null"], "evaluation.every: saw 350, but there are no evaluation.tasks to run; add one or"),
+        (["evaluation.every=350", "evaluation.tasks=null"], "evaluation.every=350: saw 350, but there are no evaluation.tasks to run; add one or"),
         (["evaluation.tasks.sound={kind: retrieval, pair: [sound, text]}"], ": needs the tower sound, the model has"),
         (
             ["evaluation.tasks={retrieval: null, a: {kind: retrieval}, b: {kind: retrieval}}"],
@@ -134,4 +134,4 @@ def test_a_run_without_objectives_is_refused() -> None:
 
 def test_offered_fixes_are_accepted() -> None:
     assert load_run_config(DEMO, ["global_batch_size=100", "micro_batch_size=50"]).global_batch_size == 100
-    assert "use e.g. micro_batch_size=50" in fault("global_batch_size=100")
+    assert "use e.g. micro_batch_size=50" in fault("global_batch_size=100", "micro_batch_size=64")
