@@ -47,6 +47,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
     from mmpretrain.config import load_run_config
 
     run_config = load_run_config(config, overrides or ())
+    _choose_accelerator()
     from mmpretrain.training.run import train as run_training  # after the config, whose faults then come sooner
 
     raise typer.Exit(run_training(run_config))
@@ -58,6 +59,7 @@ def eval_command(
     overrides: Overrides = None,
 ) -> None:
     """Evaluate by the tasks of the run's config, which overrides change; alone or under torchrun."""
+    _choose_accelerator()
     from mmpretrain.training.evaluate import evaluate_trained
 
     trained, figures = evaluate_trained(checkpoint, tuple(overrides or ()))
@@ -76,6 +78,7 @@ def publish(
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if left out.")] = None,
 ) -> None:
     """Write the model, its exports and its card, and compare them in a fresh process before they count."""
+    _choose_accelerator()
     from mmpretrain.publishing.hub import upload
     from mmpretrain.training.publish import publish_run
 
@@ -96,6 +99,12 @@ def report(
     from mmpretrain.tracking.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+def _choose_accelerator() -> None:
+    from mmpretrain.training.ranks import choose_accelerator  # before what imports DeepSpeed
+
+    choose_accelerator()
 
 
 def main(arguments: list[str] | None = None) -> None:

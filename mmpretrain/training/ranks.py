@@ -37,9 +37,14 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _device(world: World) -> torch.device:
+def choose_accelerator() -> None:
+    """Tell DeepSpeed that there is no GPU where there is none; called before its first import, it warns of nothing."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _device(world: World) -> torch.device:
+    if not torch.cuda.is_available():
         return torch.device("cpu")
     if world.local_rank >= torch.cuda.device_count():
         raise ClusterError(
