@@ -39,7 +39,8 @@ def _by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, c
     if causal:
         later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
         logits = logits.masked_fill(later, float("-inf"))
-    return logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    mixed: Tensor = logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+    return mixed
 
 
 class SelfAttention(nn.Module):
