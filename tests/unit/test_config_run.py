@@ -92,7 +92,10 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         (["objectives.I-T={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
         (["objectives.itc.kind=infonc"], "objectives.itc: saw kind 'infonc', expected "),
         (["data.codecs.image.kind=text"], "data.codecs.image: decodes text; set its kind to image"),
-        (["evaluation.every=350", "evaluation.tasks=null"], "evaluation.every=350: saw 350, but there are no evaluation.tasks to run; add one or"),
+        (
+            ["evaluation.every=350", "evaluation.tasks=null"],
+            "evaluation.every=350: saw 350, but there are no evaluation.tasks to run; add one or",
+        ),
         (["evaluation.tasks.sound={kind: retrieval, pair: [sound, text]}"], ": needs the tower sound, the model has"),
         (
             ["evaluation.tasks={retrieval: null, a: {kind: retrieval}, b: {kind: retrieval}}"],
