@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mmpretrain.config import configs_folder
@@ -51,7 +52,7 @@ def demo(folder: Path) -> None:
     """Run every stage by the command line's own commands; what is done already is not done again."""
     console = Console(stderr=True, highlight=False)
     for title, command in stages(folder):
-        console.print(f"\n[bold]{title}[/bold]\n[dim]$ {shlex.join(command)}[/dim]", soft_wrap=True)
+        console.print(f"\n[bold]{title}[/bold]\n[dim]$ {escape(shlex.join(command))}[/dim]", soft_wrap=True)
         done = subprocess.run([*_runnable(command)], env=_environment(), check=False)
         if done.returncode:
             raise DemoError(f"`{shlex.join(command)}` ended with exit code {done.returncode}; its message is above")
