@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.facts import IMAGE_EXTENSIONS
 from data_pipeline.index import ShardIndex, build_index, changed_samples, read_index
 from data_pipeline.parallel import run_parallel
 from data_pipeline.shards import resolve_shards
-from data_pipeline.sniff import MEDIA_EXTENSIONS, decode_whole, sniff
+from data_pipeline.sniff import decode_whole
 from data_pipeline.tar import open_shard
 from mmpretrain.core.captions import captions_of
 from mmpretrain.core.errors import DataError, SampleError
+from mmpretrain.core.media_types import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, sniff
 
 SHOWN = 50
 """Rows of the table; the report holds all."""

@@ -12,8 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmpretrain.core.captions import captions_of
 from mmpretrain.core.errors import SampleError
-
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
+from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 
 
 class SampleFacts(NamedTuple):

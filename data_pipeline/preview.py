@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from rich.console import Console
 
-from data_pipeline.facts import IMAGE_EXTENSIONS
 from data_pipeline.index import ShardIndex, load_or_build_index
 from data_pipeline.shards import resolve_shards
 from data_pipeline.tar import open_shard
 from mmpretrain.core.captions import captions_of
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 
 TILE = 240
 """Width and height, in pixels, of the place of an image."""

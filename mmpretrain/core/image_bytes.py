@@ -18,8 +18,6 @@ from mmpretrain.core.errors import SampleError
 
 Pixels = NDArray[np.uint8]
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"})
-
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _PLAIN_COLOURS = frozenset({"YCbCr", "RGB", "Gray"})
 _DAMAGED = (

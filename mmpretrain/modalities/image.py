@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from mmpretrain.core.config import Rule
 from mmpretrain.core.errors import SampleError
-from mmpretrain.core.image_bytes import IMAGE_EXTENSIONS, EncodedImage, Pixels, read_header
+from mmpretrain.core.image_bytes import EncodedImage, Pixels, read_header
+from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.layers.initialization import Linear
 from mmpretrain.layers.parameters import LearnedPositions
