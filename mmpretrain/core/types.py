@@ -38,6 +38,8 @@ class FieldSpec:
 
     shape: tuple[int, ...]
     dtype: str
+    rate: int | None = None
+    """Steps per second of the first axis, where a tower wants its inputs at one rate (samples of audio)."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,25 @@ class LearnedPositions(nn.Module):
         return tokens + self.weight[: tokens.shape[1]]
 
 
+class SpaceTimePositions(nn.Module):
+    """One learned vector per time and one per place, both added to the tokens, which run fastest in space."""
+
+    def __init__(self, times: int, places: int, width: int, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.time = nn.Parameter(torch.empty(times, width))
+        self.space = nn.Parameter(torch.empty(places, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init.normal_(self.time, std=self.std)
+        init.normal_(self.space, std=self.std)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Add positions to tokens [B, times places, D]."""
+        return tokens + (self.time[:, None] + self.space).flatten(0, 1)
+
+
 class WordEmbedding(nn.Embedding):
     """Word vectors that also score hidden states, so that a tied head is a forward of this very module."""
 

@@ -18,6 +18,13 @@ def cut_patches(images: Tensor, patch: int) -> Tensor:
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * patch * patch)
 
 
+def cut_tubes(clips: Tensor, depth: int, patch: int) -> Tensor:
+    """Cut clips [B, T, C, H, W] into [B, L, C d p p], d frames each, in a convolution's order: channel, frame, row."""
+    rows, frames, channels, height, width = clips.shape
+    shape = (rows, frames // depth, depth, channels, height // patch, patch, width // patch, patch)
+    return clips.reshape(shape).permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(rows, -1, channels * depth * patch * patch)
+
+
 class Normalise(nn.Module):
     """Bytes to zero-mean fp32: (x / 255 - mean) / std per channel, in one multiply-add; nothing is saved."""
 

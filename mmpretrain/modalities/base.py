@@ -23,12 +23,18 @@ class Stem(nn.Module):
         """Map inputs [B, ...] as the batch holds them (uint8 pixels, int64 ids) to tokens [B, L, D]."""
         raise NotImplementedError
 
+    def token_mask(self, mask: Tensor) -> Tensor:
+        """Map the mask of the inputs as the batch holds it to that of the tokens, bool [B, L]."""
+        return mask
+
 
 class PatchStem(Stem):
     """A stem that cuts its inputs into equal patches."""
 
     patch_shape: tuple[int, ...]
     """Channels and sizes of one patch, e.g. (3, 16, 16)."""
+    grid: tuple[int, ...]
+    """Patches along each axis, e.g. (14, 14); tokens run fastest along the last."""
 
     def patchify(self, inputs: Tensor) -> Tensor:
         """The normalised inputs as patches in the order of the tokens, fp32: [B, L, prod(patch_shape)]."""

@@ -73,15 +73,16 @@ class PatchesStem(PatchStem):
         super().__init__()
         size = config.patch_size
         self.patch_shape = (3, size, size)
-        grid = config.image_size // size
-        self.num_tokens = grid * grid
+        edge = config.image_size // size
+        self.grid = (edge, edge)
+        self.num_tokens = edge * edge
         self.normalise = Normalise(config.mean, config.std, repeat=size * size)
         fan_in = math.prod(self.patch_shape)
         self.project = Linear(fan_in, width, std=(3 * fan_in) ** -0.5, bias=config.bias)
         self.positions: nn.Module = (
             LearnedPositions(self.num_tokens, width, std=width**-0.5)
             if config.positions == "learned"
-            else SinCosPositions(grid, width)
+            else SinCosPositions(self.grid, width)
         )
 
     def patchify(self, inputs: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class TowerFacts:
     vocab_size: int | None = None
     patch_shape: tuple[int, ...] | None = None
     """Channels and sizes of one patch, e.g. (3, 16, 16); None for towers without patches."""
+    patch_grid: tuple[int, ...] | None = None
+    """Patches along each axis, e.g. (14, 14), time first; tokens run fastest along the last axis."""
     special_ids: tuple[int, ...] = ()
     """Token ids that are never masked nor predicted (pad, bos, eos, cls, sep, mask)."""
     mask_id: int | None = None

@@ -1,8 +1,8 @@
-"""Masked image modelling by reconstruction of pixels (MAE, arXiv 2111.06377).
+"""Masked modelling of images, spectrograms and videos by reconstruction of patches (MAE, arXiv 2111.06377).
 
 Enter: a chunk of which each row shows a fixed number of patches, chosen by its random key. Leaves: the mean squared
 error of each hidden patch, summed, against its pixels normalised within the patch. The tower runs on the visible
-patches only. Refuses towers whose patches form no square and ratios that hide none or all.
+patches only. Refuses towers without patches and ratios that hide none or all.
 Legend: B rows, L patches, K visible ones, M = L - K hidden ones, D decoder width, P prefix tokens.
 """
 
@@ -50,7 +50,7 @@ def normalise_patches(patches: Tensor) -> Tensor:
 class PatchDecoder(nn.Module):
     """From tokens of the visible patches to pixels of the hidden ones."""
 
-    def __init__(self, config: MAEConfig, tower: TowerFacts, grid: int, patch_size: int) -> None:
+    def __init__(self, config: MAEConfig, tower: TowerFacts, grid: tuple[int, ...], patch_size: int) -> None:
         super().__init__()
         width = config.decoder_width
         self.num_prefix = tower.num_prefix
@@ -103,7 +103,7 @@ class MaskedAutoencoding(Objective):
 
 
 class MAEConfig(ObjectiveConfig):
-    """Masked image modelling."""
+    """Masked modelling of images, spectrograms or videos."""
 
     kind: Literal["mae"] = "mae"
     modality: str = "image"
@@ -111,7 +111,7 @@ class MAEConfig(ObjectiveConfig):
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """Share of the patches that are hidden."""
     decoder_width: int = Field(default=512, gt=0, multiple_of=4)
-    """Width of the decoder, a multiple of 4 for its fixed positions."""
+    """Width of the decoder, a multiple of 4 for its fixed positions (of 16 for video)."""
     decoder_depth: int = Field(default=8, gt=0)
     """Blocks of the decoder."""
     decoder_heads: int = Field(default=16, gt=0)
@@ -140,15 +140,14 @@ class MAEConfig(ObjectiveConfig):
             )
         return visible
 
-    def grid(self, tower: TowerFacts) -> tuple[int, int]:
-        """Patches along an edge, and numbers in a patch."""
-        edge = math.isqrt(tower.num_tokens)
-        if tower.patch_shape is None or edge * edge != tower.num_tokens:
+    def grid(self, tower: TowerFacts) -> tuple[tuple[int, ...], int]:
+        """Patches along each axis, and numbers in a patch."""
+        if tower.patch_shape is None or tower.patch_grid is None:
             raise ConfigError(
-                f"mae rebuilds a square grid of patches, but tower {self.modality!r} has {tower.num_tokens} tokens "
-                f"and patches of shape {tower.patch_shape}; use a native tower with a patch stem"
+                f"mae rebuilds a grid of patches, but tower {self.modality!r} has none; use a native tower "
+                "with a patch stem"
             )
-        return edge, math.prod(tower.patch_shape)
+        return tower.patch_grid, math.prod(tower.patch_shape)
 
     def build(self, facts: ModelFacts) -> MaskedAutoencoding:
         return MaskedAutoencoding(self, facts.towers[self.modality])

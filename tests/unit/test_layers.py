@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.layers.attention import CrossAttention, SelfAttention
 from mmpretrain.layers.blocks import Block, CrossBlock, Transformer, quick_gelu
 from mmpretrain.layers.initialization import BlockScales
 from mmpretrain.layers.pixels import Normalise, cut_patches
 from mmpretrain.layers.pooling import at_first, masked_mean
-from mmpretrain.layers.positions import sincos_2d
+from mmpretrain.layers.positions import sincos
 
 WIDTH, HEADS = 8, 2
 
@@ -109,11 +110,22 @@ def test_normalising_bytes_is_the_textbook_formula():
 
 
 def test_fixed_positions_encode_column_and_row_by_sines_and_cosines():
-    table = sincos_2d(3, 8).numpy()
+    table = sincos((3, 3), 8).numpy()
     column, row = 2, 1
     angles = [column, column / 100, row, row / 100]
     expected = [np.sin(angles[:2]), np.cos(angles[:2]), np.sin(angles[2:]), np.cos(angles[2:])]
     np.testing.assert_allclose(table[row * 3 + column], np.concatenate(expected), atol=1e-6)
+
+
+def test_fixed_positions_of_a_video_put_time_last_and_those_of_a_line_need_one_axis():
+    line, clip = sincos((5,), 4).numpy(), sincos((2, 3, 5), 16)
+    np.testing.assert_allclose(line[4], [np.sin(4), np.sin(4 / 100), np.cos(4), np.cos(4 / 100)], atol=1e-6)
+    assert clip.shape == (30, 16)
+    assert torch.equal(clip[:15, :12], clip[15:, :12])
+    assert clip[0, 12:].tolist() == [0, 0, 1, 1]
+    assert clip[15, 12].item() == pytest.approx(np.sin(1))
+    with pytest.raises(ConfigError, match=r"width 8 cannot hold fixed positions of a grid \[2, 3, 5\].* of 16"):
+        sincos((2, 3, 5), 8)
 
 
 def test_the_masked_mean_ignores_padding_and_is_zero_without_tokens():

@@ -102,6 +102,7 @@ class NativeTower(Tower):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
         tokens = self.stem(inputs)
+        mask = None if mask is None else self.stem.token_mask(mask)
         if keep is not None:
             tokens = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
             mask = None if mask is None else mask.gather(1, keep)
@@ -142,6 +143,7 @@ class NativeTower(Tower):
             num_prefix=0 if self.class_token is None else 1,
             vocab_size=words.vocab_size if words else None,
             patch_shape=stem.patch_shape if isinstance(stem, PatchStem) else None,
+            patch_grid=stem.grid if isinstance(stem, PatchStem) else None,
             special_ids=words.special_ids if words else (),
             mask_id=words.mask_id if words else None,
         )
