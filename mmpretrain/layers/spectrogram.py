@@ -5,6 +5,7 @@ SciPy's DCT. Refused: windows longer than the transform. Shape legend: B rows, N
 """
 
 import math
+import warnings
 from typing import Literal
 
 import torch
@@ -82,16 +83,18 @@ class LogMel(nn.Module):
         from transformers.audio_utils import mel_filter_bank  # loads much; only models with such a stem need it
 
         config = self.config
-        filters = mel_filter_bank(
-            num_frequency_bins=self.filters.shape[0],
-            num_mel_filters=config.num_mels,
-            min_frequency=config.min_frequency,
-            max_frequency=config.max_frequency or config.sample_rate / 2,
-            sampling_rate=config.sample_rate,
-            norm=config.mel_norm,
-            mel_scale=config.mel_scale,
-            triangularize_in_mel_space=config.mel_scale == "kaldi",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of empty bands: AST's own filters, the defaults here, have one
+            filters = mel_filter_bank(
+                num_frequency_bins=self.filters.shape[0],
+                num_mel_filters=config.num_mels,
+                min_frequency=config.min_frequency,
+                max_frequency=config.max_frequency or config.sample_rate / 2,
+                sampling_rate=config.sample_rate,
+                norm=config.mel_norm,
+                mel_scale=config.mel_scale,
+                triangularize_in_mel_space=config.mel_scale == "kaldi",
+            )
         hann = torch.hann_window(config.window_length, periodic=config.periodic_window, dtype=torch.float64)
         self.window.copy_(hann)
         self.filters.copy_(torch.from_numpy(filters))
