@@ -213,6 +213,4 @@ def _initialize(model: MultimodalTransformer, config: RunConfig, backwards_per_s
         optimizer=build_optimizer(model, config.optimizer, config.zero_stage),
         config=deepspeed_config(config, backwards_per_step, world_size()),
     )
-    if config.zero_stage == 0 and world_size() == 1:
-        engine.enable_backward_allreduce = False  # it would flatten and copy every gradient for nobody
     return engine

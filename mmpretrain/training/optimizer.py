@@ -48,8 +48,6 @@ class GuardedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         assert closure is None, "closures are not used here"
-        for unused in (p for p in self._parameters() if p.grad is None):
-            unused.grad = torch.zeros_like(unused)  # as from stage 1 on: its gradient is zero, its decay is not
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         self._global_grad_norm = float(norm)

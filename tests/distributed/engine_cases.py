@@ -51,10 +51,10 @@ MODEL = {
     },
     "fusion": {"kind": "joint", "width": 32, "depth": 1, "heads": 4},
 }
-MLM = {"kind": "mlm", "condition_on": ["image"], "probability": 0.3, "weight": 0.5}
-MAE = {"kind": "mae", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4, "weight": 0.25}
+MLM = {"kind": "mlm", "condition_on": ["image"], "probability": 0.3}
+MAE = {"kind": "mae", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4, "weight": 0.5}
 OBJECTIVES = {
-    "spanning": {"itc": {"kind": "infonce", "weight": 0.5}, "mlm": MLM, "mim": MAE},
+    "spanning": {"itc": {"kind": "infonce"}, "mlm": MLM, "mim": MAE},
     "rows": {"mlm": MLM, "mim": MAE},
 }
 
