@@ -25,7 +25,7 @@ class BatchRows:
         """Copy one decoded sample to its row."""
         assert decoded.keys() == self._arrays.keys(), f"decoded {sorted(decoded)}, declared {sorted(self._arrays)}"
         for name, value in decoded.items():
-            target = self._arrays[name][row]
+            target = self._arrays[name][row, ...]
             assert (value.shape, value.dtype) == (target.shape, target.dtype), f"{name}: {value.shape} {value.dtype}"
             np.copyto(target, value)
 

@@ -26,7 +26,7 @@ from data_pipeline.order import sample_numbers, substitute
 from data_pipeline.reader import Place, SampleReader, Source, open_sources
 from mmpretrain.core.errors import DataError, MMPretrainError, SampleError
 from mmpretrain.core.ranks import BatchPlan
-from mmpretrain.core.seeding import generator, key_of, row_key
+from mmpretrain.core.seeding import generator, key_of, row_key, sample_key
 from mmpretrain.core.types import Array, Batch, Codec, Skip, TensorDict
 
 MAX_ATTEMPTS = 32
@@ -75,7 +75,7 @@ class RowMaker:
             key, decoded = self._row(position, source, sample, skips)
             rows.put(row, decoded)
             keys.append(key)
-        return rows.tensors(len(positions)) | self._numbers(positions), tuple(keys), tuple(skips)
+        return self._facts(positions, keys) | rows.tensors(len(positions)), tuple(keys), tuple(skips)
 
     def _samples(self, sources: Array, draws: Array) -> list[int]:
         samples = np.empty(len(draws), np.int64)
@@ -105,10 +105,12 @@ class RowMaker:
         draw = row_key(self.seed, position)
         return decode(self.codecs, members, {name: generator(key_of(draw, name)) for name in self.codecs})
 
-    def _numbers(self, positions: range) -> TensorDict:
+    def _facts(self, positions: range, keys: Sequence[str]) -> TensorDict:
+        """What is known of rows beside their fields; a codec that tells which rows are present overrules this."""
         draws = [row_key(self.seed, position) for position in positions]
         present = {f"{name}.present": torch.ones(len(positions), dtype=torch.bool) for name in self.codecs}
-        return present | {"position": torch.tensor(positions), "draw": torch.tensor(draws)}
+        samples = torch.tensor([sample_key(key) for key in keys])
+        return present | {"position": torch.tensor(positions), "draw": torch.tensor(draws), "sample": samples}
 
     def _key(self, source: Source) -> int:
         return key_of(self.seed, "source", source.name)

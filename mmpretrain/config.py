@@ -16,8 +16,8 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 from data_pipeline.config import DataConfig
 from mmpretrain.core.config import Config, Rule, load_config
 from mmpretrain.core.registry import kind_of, union_of
+from mmpretrain.core.types import FieldSpec
 from mmpretrain.evaluation.base import TaskConfig
-from mmpretrain.fusions.late import LateFusionConfig
 from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.modalities.image import ImageCodecConfig
 from mmpretrain.modalities.text import TextCodecConfig
@@ -111,7 +111,7 @@ class RunDataConfig(DataConfig):
     """The data part with the codecs that turn members into tensors."""
 
     codecs: dict[str, CodecUnion] = {"image": ImageCodecConfig(), "text": TextCodecConfig()}
-    """Modality -> how its members are decoded and augmented; one per tower."""
+    """Batch field -> how its members are decoded and augmented; one per tower, and one per label of an objective."""
 
 
 class EvaluationConfig(Config):
@@ -224,31 +224,47 @@ def _schedule_rules(run: RunConfig) -> Iterator[Rule]:
 def _objective_rules(run: RunConfig) -> Iterator[Rule]:
     if not run.objectives:
         yield ("objectives",), "there is nothing to learn; add one, e.g. itc: {kind: infonce}"
-    late = isinstance(run.model.fusion, LateFusionConfig)
     for name, objective in run.objectives.items():
         path = ("objectives", name)
         if not _NAME.fullmatch(name) or name in _RESERVED:
             yield path, "the name becomes a metric; use lower-case letters, digits and _, and none of max_rank"
         yield from _missing_towers(run, path, objective.modalities)
-        if objective.needs_fusion and late:
-            yield path, "reads fused tokens, but model.fusion.kind is late; set it to joint or cross"
-    if not late and run.objectives and not any(o.needs_fusion for o in run.objectives.values()):
+        if lack := run.model.lacking_fusion(objective):
+            yield path, lack
+    used = any(objective.needs_fusion or objective.needs_pooled for objective in run.objectives.values())
+    if run.model.fusion.gives_pooled and run.objectives and not used:
         yield (
             ("model", "fusion"),
-            "no objective reads fused tokens, so it would never learn; set model.fusion.kind to late or "
+            "no objective reads what is fused, so it would never learn; set model.fusion.kind to late or "
             "give an objective a use for it, e.g. condition_on of mlm",
         )
 
 
 def _codec_rules(run: RunConfig) -> Iterator[Rule]:
     towers, codecs = run.model.towers, run.data.codecs
+    labels: dict[str, FieldSpec] = {}
+    for objective_name, objective in run.objectives.items():
+        for name, spec in objective.input_fields.items():
+            path = ("objectives", objective_name)
+            if name in towers:
+                yield path, f"reads {name} as a label, but that is a tower's input; name the label otherwise"
+            if labels.setdefault(name, spec) != spec:
+                yield path, f"reads {name} in another form than an objective before it; give it a label of its own"
     for name in towers.keys() - codecs.keys():
         yield ("data", "codecs"), f"has no codec for the tower {name}; add {name}: {{kind: {name}}}"
-    for name in codecs.keys() - towers.keys():
-        yield ("data", "codecs", name), f"the model has no tower {name}; remove the codec or add model.towers.{name}"
+    for name in labels.keys() - codecs.keys() - towers.keys():
+        yield ("data", "codecs"), f"has no codec for the label {name}; add {name}: {{kind: label, field: {name}}}"
+    for name in codecs.keys() - towers.keys() - labels.keys():
+        yield (
+            ("data", "codecs", name),
+            f"the model has no tower {name} and no objective reads it; remove the codec or add model.towers.{name}",
+        )
     for name, codec in codecs.items():
-        if kind_of(type(codec)) != name:
-            yield ("data", "codecs", name), f"decodes {kind_of(type(codec))}; set its kind to {name}"
+        kind = kind_of(type(codec))
+        if name in labels and name not in towers and (kind != "label" or codec.makes != name):
+            yield ("data", "codecs", name), f"is to make the label {name}; write {name}: {{kind: label, field: {name}}}"
+        elif name not in labels and kind != name:
+            yield ("data", "codecs", name), f"decodes {kind}; set its kind to {name}"
 
 
 def _task_rules(run: RunConfig) -> Iterator[Rule]:

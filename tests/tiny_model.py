@@ -49,5 +49,6 @@ def rows_of(num_tokens: list[int]) -> dict[str, Tensor]:
         "text.mask": counts,
         "text.present": torch.ones(rows, dtype=torch.bool),
         "position": torch.arange(rows),
+        "sample": torch.arange(rows) + 100,
         "draw": torch.tensor([row_key(0, position) for position in range(rows)]),
     }

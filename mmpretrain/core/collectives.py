@@ -4,7 +4,7 @@ Every function here communicates when there is more than one rank: all ranks cal
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -66,6 +66,47 @@ def gather_rows(rows: Tensor) -> Tensor:
         return rows
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered
+
+
+class _SelectRows(torch.autograd.Function):
+    """Rows of any rank; the backward brings each row's gradient home. One rank's share travels at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, numbers: Tensor) -> Tensor:
+        ctx.save_for_backward(numbers)
+        ctx.share = rows.shape[0]
+        selected = rows.new_empty(numbers.shape[0], *rows.shape[1:])
+        for owner in range(world_size()):
+            block = (
+                rows.contiguous() if owner == rank() else torch.empty_like(rows, memory_format=torch.contiguous_format)
+            )
+            dist.broadcast(block, src=owner)
+            mine = numbers // ctx.share == owner
+            selected[mine] = block[numbers[mine] % ctx.share]
+        return selected
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (numbers,), grad = ctx.saved_tensors, grads[0]
+        own = grad.new_zeros(ctx.share, *grad.shape[1:])
+        for owner in range(world_size()):
+            mine = numbers // ctx.share == owner
+            part = torch.zeros_like(own).index_add_(0, numbers[mine] % ctx.share, grad[mine])
+            dist.reduce(part, dst=owner)
+            if owner == rank():
+                own = part
+        return own, None
+
+
+def select_rows(rows: Tensor, numbers: Tensor) -> Tensor:
+    """`gather_rows(rows)[numbers]` without ever holding the rows of more than one other rank; differentiable.
+
+    `rows` [b, ...] has the same b on every rank; `numbers`, int64 [n], count from 0 to W b and differ between ranks.
+    """
+    if world_size() == 1:
+        return rows[numbers]
+    selected: Tensor = _SelectRows.apply(rows, numbers)
+    return selected
 
 
 @dataclass(frozen=True)

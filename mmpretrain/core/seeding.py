@@ -3,6 +3,7 @@
 SplitMix64 (Steele, Lea and Flood, OOPSLA 2014, figure 12) mixes 64-bit keys; NumPy's Philox turns a key into a stream.
 """
 
+import hashlib
 import zlib
 
 import numpy as np
@@ -30,6 +31,11 @@ def key_of(seed: int, *parts: int | str) -> int:
 def row_key(seed: int, position: int) -> int:
     """The random key of the sample at a global position, 63 bits so that it fits int64."""
     return key_of(seed, "row", position) >> 1
+
+
+def sample_key(key: str) -> int:
+    """A number for the sample of this full key, 63 bits so that it fits int64: equal in every row that holds it."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) >> 1
 
 
 def generator(key: int) -> np.random.Generator:

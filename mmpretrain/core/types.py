@@ -40,6 +40,8 @@ class FieldSpec:
     dtype: str
     rate: int | None = None
     """Steps per second of the first axis, where a tower wants its inputs at one rate (samples of audio)."""
+    below: int | None = None
+    """Values are whole numbers from 0 to below this; None: unbounded."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Batch:
     `tensors` holds, for each modality m of the run: its inputs under "m" (and "m.mask" where tokens can be
     padding), and "m.present", bool [B], False for rows that lack the modality. Beside them "position",
     int64 [B], the global sample position, and "draw", int64 [B], the row's random key
-    (`core.seeding.row_key(seed, position)`): all that is random about a row follows from it.
+    (`core.seeding.row_key(seed, position)`): all that is random about a row follows from it; and "sample", int64 [B],
+    the same number wherever the same sample stands. Labels are fields like modalities, with "<label>.present".
     """
 
     tensors: TensorDict
@@ -109,12 +112,13 @@ class Codec(Protocol):
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        """What `decode` returns: names begin with the modality ("image", "text", "text.mask")."""
+        """What `decode` returns: names begin with the modality ("image", "text", "text.mask"). A codec that can do
+        without its members returns "<modality>.present", a bool, as well."""
         ...
 
     @property
     def extensions(self) -> frozenset[str]:
-        """Member extensions this codec reads; a sample needs at least one of them."""
+        """Member extensions this codec reads, of which a sample needs one; empty where it can do without."""
         ...
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:

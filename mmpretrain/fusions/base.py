@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -14,17 +15,31 @@ class Fusion(nn.Module):
 
     width: int
     """D of everything that leaves."""
+    reads: ClassVar[Literal["tokens", "pooled"]] = "tokens"
+    """What enters for each modality: all its tokens, or its pooled vector as the one token (L_m = 1)."""
 
     def forward(self, tokens: TensorDict, masks: Mapping[str, Tensor | None]) -> TensorDict:
         """Map {m: [B, L_m, D_m]} and {m: bool [B, L_m] or None} to {m: [B, L_m, D], "pooled": [B, D]}.
 
         Modalities may be any non-empty subset of those the fusion was built for; masks are True where a token counts.
+        A modality that a row lacks has no token that counts, and what stands there reaches nothing else of that row.
+        A fusion whose config does not give tokens returns "pooled" alone.
         """
         raise NotImplementedError
 
 
 class FusionConfig(Config):
     """Config of a fusion; subclasses add `kind: Literal[...]`."""
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether tokens leave as they entered, in the same places, knowing of the other modalities."""
+        return True
+
+    @property
+    def gives_pooled(self) -> bool:
+        """Whether one vector of all modalities leaves."""
+        return True
 
     @abstractmethod
     def build(self, widths: Mapping[str, int]) -> Fusion | None:

@@ -52,11 +52,11 @@ class CheckpointedBlock(nn.Module):
 
     gradient_checkpointing = False
 
-    def run(self, *inputs: Tensor | None) -> Tensor:
+    def run(self, *inputs: object) -> Tensor:
         """The block's own work."""
         raise NotImplementedError
 
-    def forward(self, *inputs: Tensor | None) -> Tensor:
+    def forward(self, *inputs: object) -> Tensor:
         if self.gradient_checkpointing and self.training:
             recomputed: Tensor = checkpoint(self.run, *inputs, use_reentrant=False)
             return recomputed
@@ -91,10 +91,10 @@ class Block(CheckpointedBlock):
 class CrossBlock(CheckpointedBlock):
     """Self-attention, cross-attention to a context, then MLP (ALBEF, Li et al. 2021, section 3.1)."""
 
-    def __init__(self, scales: BlockScales, heads: int, hidden: int, eps: float = 1e-5) -> None:
+    def __init__(self, scales: BlockScales, heads: int, hidden: int, causal: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(scales.width, eps=eps)
-        self.attention = SelfAttention(heads, scales)
+        self.attention = SelfAttention(heads, scales, causal)
         self.norm_cross = nn.LayerNorm(scales.width, eps=eps)
         self.norm_context = nn.LayerNorm(scales.width, eps=eps)
         self.cross_attention = CrossAttention(heads, scales)
@@ -104,7 +104,8 @@ class CrossBlock(CheckpointedBlock):
     def run(  # type: ignore[override]
         self, tokens: Tensor, context: Tensor, mask: Tensor | None, context_mask: Tensor | None
     ) -> Tensor:
-        """Map tokens [B, L, D], with context [B, K, D], to [B, L, D]; masks are True where a token counts."""
+        """Map tokens [B, L, D], with context [B, K, D], to [B, L, D]; masks are True where a token counts; a causal
+        block takes none for its tokens."""
         tokens = tokens + self.attention(self.norm1(tokens), mask)
         context = self.norm_context(context)
         tokens = tokens + self.cross_attention(self.norm_cross(tokens), context, context_mask)

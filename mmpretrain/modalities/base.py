@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
+from mmpretrain.core.registry import kind_of
 from mmpretrain.core.types import Codec, FieldSpec, TokenizerFacts
 
 
@@ -79,8 +80,13 @@ class StemConfig(Config):
 class CodecConfig(Config):
     """Config of a codec; subclasses add `kind: Literal["<modality>"]`.
 
-    Sizes are not repeated here: they come from the model's towers as `input_field`.
+    Sizes are not repeated here: they come from the model's towers as `input_field`, for labels from the objectives.
     """
+
+    @property
+    def makes(self) -> str:
+        """The batch field it makes, under whose name it stands in data.codecs."""
+        return kind_of(type(self))
 
     @abstractmethod
     def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Codec:

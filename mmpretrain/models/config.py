@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from mmpretrain.core.config import Config
-from mmpretrain.core.registry import union_of
+from mmpretrain.core.registry import kind_of, union_of
 from mmpretrain.core.types import FieldSpec, TokenizerFacts
 from mmpretrain.fusions.base import FusionConfig
 from mmpretrain.fusions.late import LateFusionConfig
 from mmpretrain.models.towers.base import TowerConfig
+from mmpretrain.objectives.base import ObjectiveConfig
 
 if TYPE_CHECKING:
     TowerUnion = TowerConfig
@@ -32,7 +33,8 @@ class ModelConfig(Config):
     towers: dict[str, TowerUnion]
     """Modality ("image", "text") -> its tower."""
     fusion: FusionUnion = LateFusionConfig()
-    """late: embeddings only; joint: one transformer over all tokens; cross: each modality attends to the others."""
+    """How towers meet: late (embeddings only, or pooled vectors), early and joint (one transformer over all tokens),
+    cross and gated (each modality attends to others), hierarchical (latents of each modality, then across them)."""
 
     @model_validator(mode="after")
     def _towers_fit(self) -> "ModelConfig":
@@ -40,7 +42,7 @@ class ModelConfig(Config):
             raise ValueError("a model needs at least one tower; add towers.image or towers.text")
         for modality, tower in self.towers.items():
             tower.check(modality)
-        if len(self.towers) < 2 and not isinstance(self.fusion, LateFusionConfig):
+        if len(self.towers) < 2 and self.fusion.gives_pooled:
             raise ValueError("a fusion joins two towers or more, this model has one; set fusion.kind to late")
         return self
 
@@ -48,6 +50,18 @@ class ModelConfig(Config):
     def inputs(self) -> Mapping[str, FieldSpec]:
         """Modality -> shape and dtype of one input row, for the codecs."""
         return {modality: tower.input_field(modality) for modality, tower in self.towers.items()}
+
+    def lacking_fusion(self, objective: ObjectiveConfig) -> str | None:
+        """What the objective reads of the fusion and this one does not give, with the fix; None where all is well."""
+        kind = kind_of(type(self.fusion))
+        if objective.needs_fusion and not self.fusion.gives_tokens:
+            return f"reads fused tokens, but model.fusion.kind is {kind}; set it to joint or cross"
+        if objective.needs_pooled and not self.fusion.gives_pooled:
+            return (
+                f"reads the fused pooled vector, but model.fusion.kind is {kind} and pools none; set "
+                "model.fusion.pooled to mean, concat or gated, or its kind to joint or cross"
+            )
+        return None
 
 
 def resolve(config: ModelConfig, tokenizer: TokenizerFacts | None) -> ModelConfig:

@@ -5,6 +5,7 @@ tower or a fusion the model does not have. Legend as in `objectives/base.py`.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,14 +13,26 @@ from torch.nn import functional as F
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
 from mmpretrain.fusions.base import Fusion
+from mmpretrain.layers.pair_tiles import full_precision
 from mmpretrain.models.towers.base import Tower
 
 _Request = tuple[str, int | None, int | None]
 
 
 def unit(projected: Tensor) -> Tensor:
-    """Vectors of length 1 in fp32, whatever precision made them."""
-    return F.normalize(projected.float(), dim=-1)
+    """Vectors of length 1 in fp32, whatever lower precision made them."""
+    return F.normalize(full_precision(projected), dim=-1)
+
+
+def run_fusion(fusion: Fusion, outputs: Mapping[str, TensorDict], masks: Mapping[str, Tensor | None]) -> TensorDict:
+    """Give a fusion what it reads of tower outputs; masks are True where a token counts."""
+    if fusion.reads == "tokens":
+        fused: TensorDict = fusion({modality: output["tokens"] for modality, output in outputs.items()}, masks)
+        return fused
+    some = {modality: None if mask is None else mask.any(dim=1, keepdim=True) for modality, mask in masks.items()}
+    return cast(
+        TensorDict, fusion({modality: output["pooled"].unsqueeze(1) for modality, output in outputs.items()}, some)
+    )
 
 
 class ChunkEncoder:
@@ -64,9 +77,8 @@ class ChunkEncoder:
             raise ConfigError("an objective asked for fused tokens and the model has no fusion; set model.fusion.kind")
         request = tuple((modality, id(output)) for modality, output in sorted(outputs.items()))
         if request not in self._fused:
-            tokens = {modality: output["tokens"] for modality, output in outputs.items()}
             masks = {modality: self._present_tokens(modality, output) for modality, output in outputs.items()}
-            self._fused[request] = self._fusion(tokens, masks)
+            self._fused[request] = run_fusion(self._fusion, outputs, masks)
             self._alive += outputs.values()
         return self._fused[request]
 

@@ -21,7 +21,7 @@ from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.blocks import CheckpointedBlock
 from mmpretrain.layers.initialization import Linear, Resettable
 from mmpretrain.models.config import ModelConfig, resolve
-from mmpretrain.models.encoding import ChunkEncoder
+from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
 from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
 
@@ -70,7 +70,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             fusion_width=None if self.fusion is None else self.fusion.width,
         )
         for name, objective in objectives.items():
-            _check_objective(name, objective, self.facts)
+            _check_objective(name, objective, model)
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
         self.weights = {name: objective.weight for name, objective in objectives.items()}
         self.post_init()  # type: ignore[no-untyped-call]
@@ -104,7 +104,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         losses = []
         for name, objective in self._objectives().items():
             own = {key.removeprefix(f"{name}/"): part for key, part in parts.items() if key.startswith(f"{name}/")}
-            total = objective.reduce(own)
+            total = objective.reduce_fused(own, self._fuse)
             losses.append(self.weights[name] * total * scales[name])
             outputs[f"sum.{name}"] = total.detach()
             for metric, value in objective.metrics(own).items():
@@ -169,6 +169,13 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for key, part in objective.encode(encoder).items()
         }
 
+    def _fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
+        """Fuse rows an objective put together; implements `FuseRows`."""
+        assert self.fusion is not None, "an objective that fuses rows says so by needs_pooled or needs_fusion"
+        first = next(iter(outputs.values()))
+        with self._autocast(first):
+            return run_fusion(self.fusion, outputs, {modality: output["mask"] for modality, output in outputs.items()})
+
     def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
             return nullcontext()
@@ -203,15 +210,15 @@ def _parse_objective(name: str, fields: Mapping[str, Any]) -> ObjectiveConfig:
     return parsed
 
 
-def _check_objective(name: str, objective: ObjectiveConfig, facts: ModelFacts) -> None:
-    missing = sorted(set(objective.modalities) - set(facts.towers))
+def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) -> None:
+    missing = sorted(set(objective.modalities) - set(model.towers))
     if missing:
         raise ConfigError(
-            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(facts.towers))}; "
+            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(model.towers))}; "
             "add them under model.towers or remove the objective"
         )
-    if objective.needs_fusion and facts.fusion_width is None:
-        raise ConfigError(f"objective {name} reads fused tokens and model.fusion is late; set it to joint or cross")
+    if lack := model.lacking_fusion(objective):
+        raise ConfigError(f"objective {name} {lack}")
 
 
 def _switch_checkpointing(model: PreTrainedModel, enabled: bool) -> None:

@@ -17,7 +17,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
-from mmpretrain.core.types import TensorDict
+from mmpretrain.core.types import FieldSpec, TensorDict
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class TowerFacts:
     special_ids: tuple[int, ...] = ()
     """Token ids that are never masked nor predicted (pad, bos, eos, cls, sep, mask)."""
     mask_id: int | None = None
+    causal: bool = False
+    """Each token sees only earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ModelFacts:
     embed_dim: int
     towers: Mapping[str, TowerFacts]
     fusion_width: int | None
-    """None without a fusion."""
+    """Width of what the fusion gives; None without a fusion."""
 
 
 class Encoder(Protocol):
@@ -68,7 +70,9 @@ class Encoder(Protocol):
         ...
 
     def fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
-        """Run the fusion over tower outputs: {m: [B, P + L_m, D], "pooled": [B, D]}."""
+        """Run the fusion over tower outputs: {m: [B, P + L_m, D], "pooled": [B, D]}.
+
+        What stands in rows that lack a modality is masked."""
         ...
 
     def vocabulary_logits(self, modality: str, hidden: Tensor) -> Tensor:
@@ -80,6 +84,14 @@ class Encoder(Protocol):
 
     def patches(self, modality: str) -> Tensor:
         """The inputs cut as the stem cuts them, normalised, fp32: [B, L, prod(patch_shape)]."""
+        ...
+
+
+class FuseRows(Protocol):
+    """The model's fusion over rows that an objective put together itself, under the run's autocast."""
+
+    def __call__(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
+        """{m: {"tokens": [N, P + L_m, D_m], "mask": bool [N, P + L_m], "pooled": [N, D_m]}} to what a fusion gives."""
         ...
 
 
@@ -103,6 +115,10 @@ class Objective(nn.Module):
         gradient flows through the communication. May add detached entries to `parts` for `metrics`."""
         return parts["sum"].sum()
 
+    def reduce_fused(self, parts: TensorDict, fuse: FuseRows) -> Tensor:
+        """What the model calls: `reduce`, but for an objective that fuses rows of different samples."""
+        return self.reduce(parts)
+
     def metrics(self, parts: TensorDict) -> TensorDict:
         """Further scalars to log (fp32 [], already global), without gradient, e.g. {"embed/pos_sim": ...}.
 
@@ -124,8 +140,19 @@ class ObjectiveConfig(Config):
 
     @property
     def needs_fusion(self) -> bool:
-        """Whether the objective reads fused tokens; a config without fusion is then refused."""
+        """Whether the objective reads fused tokens; a config whose fusion gives none is then refused."""
         return False
+
+    @property
+    def needs_pooled(self) -> bool:
+        """Whether the objective reads the fused pooled vector; a config whose fusion gives none is then refused."""
+        return False
+
+    @property
+    def input_fields(self) -> Mapping[str, FieldSpec]:
+        """Batch fields read beside the towers' inputs (labels): name -> one row. A codec of that name must make each;
+        "<name>.present" tells the rows that have it."""
+        return {}
 
     @abstractmethod
     def build(self, facts: ModelFacts) -> Objective:

@@ -20,6 +20,7 @@ from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.blocks import Transformer
 from mmpretrain.layers.initialization import Linear
 from mmpretrain.layers.noise import uniform
+from mmpretrain.layers.pair_tiles import full_precision
 from mmpretrain.layers.parameters import LearnedToken
 from mmpretrain.layers.positions import SinCosPositions
 from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig, TowerFacts
@@ -94,7 +95,7 @@ class MaskedAutoencoding(Objective):
         stream = f"mae.{self.modality}"
         split = split_patches(encoder.batch["draw"], self.num_patches, self.num_visible, stream)
         tokens = encoder.tower(self.modality, keep=split.visible)["tokens"]
-        predicted = self.decoder(tokens, split.visible, split.hidden).float()
+        predicted = full_precision(self.decoder(tokens, split.visible, split.hidden))
         patches = encoder.patches(self.modality)
         targets = normalise_patches(patches.gather(1, _wide(split.hidden, patches)))
         errors = (predicted - targets).square().mean(-1).sum(1)

@@ -13,43 +13,15 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mmpretrain.core.collectives import all_reduce_sum
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
-from mmpretrain.layers.initialization import Linear
 from mmpretrain.layers.token_masking import MaskedTokens, TokenMasking
+from mmpretrain.layers.vocabulary_head import TokenHead, VocabularyBias
 from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig, TowerFacts
-
-
-class TokenHead(nn.Module):
-    """Hidden states to the width of the word embeddings, ready to be scored against them."""
-
-    def __init__(self, in_width: int, word_width: int) -> None:
-        super().__init__()
-        self.dense = Linear(in_width, word_width, std=in_width**-0.5)
-        self.norm = nn.LayerNorm(word_width)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.norm(functional.gelu(self.dense(hidden)))
-        return normed
-
-
-class VocabularyBias(nn.Module):
-    """One learned offset per word, added to logits in fp32."""
-
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.float() + self.weight
 
 
 class MaskedLanguageModelling(Objective):
@@ -134,6 +106,12 @@ class MLMConfig(ObjectiveConfig):
         if tower.vocab_size is None:
             raise ConfigError(
                 f"mlm predicts words, but tower {self.modality!r} has no vocabulary; set modality to text"
+            )
+        if tower.causal:
+            raise ConfigError(
+                f"mlm predicts a hidden word from both sides, but tower {self.modality!r} is causal, so each token "
+                f"sees only earlier ones; set model.towers.{self.modality}.causal to false, choose an encoder that "
+                "reads both ways, or train it by captioning"
             )
         if tower.mask_id is None:
             raise ConfigError(

@@ -47,7 +47,7 @@ def evaluation_context(
         for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples):
             for skip in part.skips:
                 log.warning("evaluation leaves out %s in %s: %s", skip.key, skip.shard, skip.reason)
-            yield Rows(part.tensors | _row_facts(part.keys, codecs), part.keys, part.members)
+            yield Rows(_row_facts(part.keys, codecs) | part.tensors, part.keys, part.members)
 
     return EvaluationContext(model, codecs, rows, device, run_dir)
 

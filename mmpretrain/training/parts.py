@@ -17,8 +17,10 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_codecs(config: RunConfig, model: ModelConfig, tokenizer: str | None) -> dict[str, Codec]:
-    """One codec per tower, producing what the tower reads."""
-    return {modality: codec.build(model.inputs, tokenizer) for modality, codec in sorted(config.data.codecs.items())}
+    """One codec per tower and label, producing what the tower or the objective reads."""
+    labels = {name: spec for objective in config.objectives.values() for name, spec in objective.input_fields.items()}
+    inputs = {**model.inputs, **labels}
+    return {name: codec.build(inputs, tokenizer) for name, codec in sorted(config.data.codecs.items())}
 
 
 def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:

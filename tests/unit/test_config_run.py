@@ -87,7 +87,7 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         (["schedule={kind: constant, final_fraction: 0.5}"], "a constant schedule does not decay; remove it or use"),
         (["objectives.itc.pair=[image, sound]"], "objectives.itc: needs the tower sound, the model has image, text"),
         (["model.fusion={kind: late}"], "objectives.mlm: reads fused tokens, but model.fusion.kind is late; set it to"),
-        (["objectives.mlm.condition_on=[]"], "model.fusion: no objective reads fused tokens, so it would never learn"),
+        (["objectives.mlm.condition_on=[]"], "model.fusion: no objective reads what is fused, so it would never learn"),
         (["objectives.max_rank={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
         (["objectives.I-T={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
         (["objectives.itc.kind=infonc"], "objectives.itc: saw kind 'infonc', expected "),
@@ -119,7 +119,7 @@ def test_a_rule_that_spans_parts_names_its_key_and_its_fix(overrides: list[str],
 
 def test_a_codec_and_a_tower_belong_together(tmp_path: Path) -> None:
     surplus = fault("data.codecs.sound.kind=text")
-    assert "the model has no tower sound; remove the codec or add model.towers.sound" in surplus
+    assert "no tower sound and no objective reads it; remove the codec or add model.towers.sound" in surplus
     path = tmp_path / "run.yaml"
     path.write_text(
         "defaults: [model/tiny]\noutput: out\nsteps: 200\nglobal_batch_size: 8\nmicro_batch_size: 8\n"
@@ -138,3 +138,44 @@ def test_a_run_without_objectives_is_refused() -> None:
 def test_offered_fixes_are_accepted() -> None:
     assert load_run_config(DEMO, ["global_batch_size=100", "micro_batch_size=50"]).global_batch_size == 100
     assert "use e.g. micro_batch_size=50" in fault("global_batch_size=100", "micro_batch_size=64")
+
+
+def labelled(objective: str, codecs: str, tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "defaults: [model/tiny]\noutput: out\nsteps: 200\nglobal_batch_size: 8\nmicro_batch_size: 8\n"
+        f"objectives: {{colour: {{kind: supervised, outputs: 3, inputs: [image, text], {objective}}}}}\n"
+        "data: {train: {sources: {main: {shards: [shards]}}}, "
+        f"codecs: {{image: {{kind: image}}, text: {{kind: text}}{codecs}}}}}\n"
+    )
+    return path
+
+
+def test_an_objective_may_ask_for_a_label_that_no_tower_reads(tmp_path: Path) -> None:
+    run = load_run_config(labelled("label: hue", ", hue: {kind: label, field: hue, key: colour}", tmp_path))
+    fields = run.data.codecs["hue"].build(run.objectives["colour"].input_fields, None).fields
+    assert {name: (spec.shape, spec.dtype) for name, spec in fields.items()} == {
+        "hue": ((), "int64"),
+        "hue.present": ((), "bool"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("objective", "codecs", "message"),
+    [
+        ("label: hue", "", "has no codec for the label hue; add hue: {kind: label, field: hue}"),
+        ("label: hue", ", hue: {kind: label}", "data.codecs.hue: is to make the label hue; write hue: {kind: label"),
+        ("label: label", ", label: {kind: text}", "data.codecs.label: is to make the label label; write label: {kind"),
+        ("label: image", "", "reads image as a label, but that is a tower's input; name the label otherwise"),
+        ("label: label", ", label: {kind: label}, hue: {kind: label, field: hue}", "no tower hue and no objective"),
+        (
+            "label: label}, tags: {kind: supervised, outputs: 4, target: tags, label: label",
+            ", label: {kind: label}",
+            "objectives.tags: reads label in another form than an objective before it",
+        ),
+    ],
+)
+def test_labels_and_their_codecs_belong_together(objective: str, codecs: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(labelled(objective, codecs, tmp_path))
+    assert message in str(caught.value)

@@ -1,10 +1,18 @@
-"""Fusions: what may influence what, for joint and cross-attention fusion alike."""
+"""Fusions: what may influence what, alike for all of them, and their formulas."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from scipy.special import softmax
 
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.fusions.cross import CrossFusionConfig
+from mmpretrain.fusions.early import EarlyFusionConfig
+from mmpretrain.fusions.gated import GatedFusionConfig
+from mmpretrain.fusions.hierarchical import HierarchicalFusionConfig
 from mmpretrain.fusions.joint import JointFusionConfig
 from mmpretrain.fusions.late import LateFusionConfig
 
@@ -111,3 +119,159 @@ def test_a_tower_of_the_fusion_width_is_not_projected():
 def test_heads_that_do_not_divide_the_width_are_refused(config):
     with pytest.raises(ValidationError, match="width 16 is not a multiple of heads 3"):
         config(width=16, heads=3)
+
+
+THREE = {"audio": 16, "image": 12, "text": 16}
+LENGTHS = {"audio": 5, "image": 4, "text": 3}
+UNREAD = ("markers", "layers.0.audio", "layers.1.audio")
+"""Of a modality at which, by choice, nobody looks, or that looks at nothing."""
+ALL_KINDS = pytest.mark.parametrize(
+    "config",
+    [
+        JointFusionConfig(width=FUSED, depth=2, heads=2),
+        CrossFusionConfig(width=FUSED, depth=2, heads=2),
+        CrossFusionConfig(width=FUSED, depth=2, heads=2, attend={"text": ("image", "audio"), "image": ("text",)}),
+        EarlyFusionConfig(width=FUSED, depth=2, heads=2),
+        EarlyFusionConfig(width=FUSED, depth=2, heads=2, experts=True),
+        GatedFusionConfig(width=FUSED, depth=2, heads=2),
+        GatedFusionConfig(width=FUSED, depth=2, heads=2, attend={"text": ("image",)}),
+        HierarchicalFusionConfig(width=FUSED, depth=2, heads=2, latents=3),
+        HierarchicalFusionConfig(width=FUSED, depth=2, heads=2, latents=3, bottlenecks=2, reading_depth=2),
+        LateFusionConfig(pooled="mean", width=FUSED),
+        LateFusionConfig(pooled="concat", width=FUSED),
+        LateFusionConfig(pooled="gated", width=FUSED),
+    ],
+    ids=repr,
+)
+
+
+def three(config):
+    """A fusion in float64 with open gates, and outputs and masks of five rows that lack different modalities."""
+    torch.manual_seed(2)
+    fusion = config.build(THREE).double()
+    for name, parameter in fusion.named_parameters():
+        if "gate" in name:
+            torch.nn.init.constant_(parameter, 0.7)
+    pooled = config.build(THREE).reads == "pooled"
+    lengths = dict.fromkeys(THREE, 1) if pooled else LENGTHS
+    inputs = {m: torch.randn(5, lengths[m], width, dtype=torch.float64) for m, width in THREE.items()}
+    present = {
+        "audio": torch.tensor([True, False, True, False, False]),
+        "image": torch.tensor([True, True, False, False, True]),
+        "text": torch.tensor([True, True, True, True, False]),
+    }
+    masks = {m: present[m][:, None].expand(5, lengths[m]).clone() for m in THREE}
+    if not pooled:
+        masks["text"][1, 2:] = False
+    return fusion, inputs, masks
+
+
+@ALL_KINDS
+def test_every_row_is_fused_as_if_alone_with_the_modalities_it_has(config):
+    fusion, inputs, masks = three(config)
+    whole = fusion(inputs, masks)
+    for row in range(5):
+        own = {m: inputs[m][row : row + 1, masks[m][row]] for m in THREE if masks[m][row].any()}
+        alone = fusion(own, {})
+        torch.testing.assert_close(whole["pooled"][row], alone["pooled"][0], atol=1e-12, rtol=0)
+        if config.gives_tokens:
+            for m in own:
+                torch.testing.assert_close(whole[m][row, masks[m][row]], alone[m][0], atol=1e-12, rtol=0)
+
+
+@ALL_KINDS
+def test_what_stands_in_absent_modalities_gets_no_gradient(config):
+    fusion, inputs, masks = three(config)
+    inputs = {m: tensor.requires_grad_() for m, tensor in inputs.items()}
+    fusion(inputs, masks)["pooled"].square().sum().backward()
+    for m, tensor in inputs.items():
+        assert torch.isfinite(tensor.grad).all()
+        assert not tensor.grad[~masks[m]].any()
+        assert tensor.grad[masks[m]].any()
+
+
+@ALL_KINDS
+def test_a_row_without_any_modality_stays_finite_forward_and_backward(config):
+    fusion, inputs, masks = three(config)
+    fused = fusion(inputs, {m: torch.zeros_like(mask) for m, mask in masks.items()})
+    fused["pooled"].sum().backward()
+    assert torch.isfinite(fused["pooled"]).all()
+    assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
+
+
+@ALL_KINDS
+def test_every_parameter_learns_when_all_modalities_are_there(config):
+    fusion, inputs, _ = three(config)
+    fused = fusion(inputs, {})
+    sum(stream.square().sum() for stream in fused.values()).backward()
+    still = {name for name, p in fusion.named_parameters() if p.grad is None or not p.grad.any()}
+    chosen = "attend" in config.model_fields_set
+    assert all("absent" in name or (chosen and name.startswith(UNREAD)) for name in still), still
+
+
+def test_closed_gates_let_tokens_leave_as_they_came():
+    fusion = GatedFusionConfig(width=16, depth=3, heads=2).build({"audio": 16, "text": 16})
+    inputs = {"audio": torch.randn(2, 5, 16), "text": torch.randn(2, 3, 16)}
+    fused = fusion(inputs, {"text": mask(3, 1)})
+    assert torch.equal(fused["audio"], inputs["audio"])
+    assert torch.equal(fused["text"], inputs["text"])
+
+
+def test_chosen_pairs_decide_who_sees_whom():
+    for kind in (CrossFusionConfig, GatedFusionConfig):
+        fusion, inputs, _ = three(kind(width=FUSED, depth=1, heads=2, attend={"text": ("image",)}))
+        before = fusion(inputs, {})
+        after = fusion(inputs | {"image": torch.randn_like(inputs["image"])}, {})
+        assert (after["text"] - before["text"]).abs().max() > 1e-3
+        assert torch.equal(after["audio"], before["audio"])
+
+
+@pytest.mark.parametrize(
+    ("attend", "message"),
+    [({"text": ("smell",)}, "no tower: smell"), ({"text": ("text",)}, "remove a modality from its own list")],
+)
+def test_attending_to_strangers_or_oneself_is_refused(attend, message):
+    with pytest.raises(ConfigError, match=message):
+        GatedFusionConfig(width=16, heads=2, attend=attend).build(THREE)
+
+
+def test_the_formula_of_a_gated_layer_is_softmax_of_scaled_products():
+    """One head of NumPy: softmax(Q_A K_B^T / sqrt(d)) V_B over [null, B], behind tanh(gate)."""
+    fusion, inputs, _ = three(GatedFusionConfig(width=16, depth=1, heads=1, attend={"text": ("audio",)}))
+    block, gate = fusion.layers[0]["text"], math.tanh(0.7)
+    torch.nn.init.zeros_(block.mlp_gate.weight)
+    null = fusion.null.weight.expand(5, 1, -1)
+    context = block.norm_context(torch.cat([null, inputs["audio"] + fusion.markers["audio"].weight], 1))
+    attention = block.cross_attention
+    query = attention.query(block.norm_cross(inputs["text"])).detach().numpy()
+    key, value = np.split(attention.key_value(context).detach().numpy(), 2, axis=-1)
+    seen = softmax(query @ key.transpose(0, 2, 1) / 4, axis=-1) @ value
+    out = seen @ attention.out_proj.weight.detach().numpy().T + attention.out_proj.bias.detach().numpy()
+    np.testing.assert_allclose(
+        fusion(inputs, {})["text"].detach().numpy(), inputs["text"].numpy() + gate * out, atol=1e-12
+    )
+
+
+def test_late_pools_equal_their_definitions():
+    fusion, inputs, masks = three(LateFusionConfig(pooled="gated", width=FUSED))
+    found = fusion(inputs, masks)["pooled"].detach().numpy()
+    for row in range(5):
+        names = [m for m in THREE if masks[m][row].any()]
+        vectors = np.stack([fusion.adapters[m](inputs[m])[row, 0].detach().numpy() for m in names])
+        scores = [fusion.scores[m](torch.tensor(v)).item() for m, v in zip(names, vectors, strict=True)]
+        np.testing.assert_allclose(found[row], softmax(scores) @ vectors, atol=1e-6)
+
+
+def test_bottlenecks_alone_carry_what_modalities_tell_each_other():
+    """With one layer the streams end before they could read the bottlenecks again, so nothing crosses."""
+    for bottlenecks, crosses in ((0, True), (2, False)):
+        fusion, inputs, _ = three(
+            HierarchicalFusionConfig(width=16, depth=1, heads=2, latents=3, bottlenecks=bottlenecks)
+        )
+        streams = {m: fusion.readers[m](inputs[m], None) for m in THREE}
+        present = torch.ones(5, 3, dtype=torch.bool)
+        shared = fusion.bottlenecks(5) if bottlenecks else torch.zeros(5, 0, 16, dtype=torch.float64)
+        before, _ = fusion.layers[0](streams, shared, present)
+        after, told = fusion.layers[0](streams | {"text": streams["text"] + torch.randn(16).double()}, shared, present)
+        assert torch.equal(before["image"], after["image"]) is not crosses
+        assert told.shape == (5, bottlenecks, 16)

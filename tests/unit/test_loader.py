@@ -25,6 +25,7 @@ from mmpretrain.core.errors import DataError, SampleError
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import row_key
 from mmpretrain.core.types import Array, Batch, FieldSpec, Skip
+from mmpretrain.modalities.label import LabelCodecConfig
 
 GLOBAL_BATCH = 12
 
@@ -139,6 +140,26 @@ def test_rows_carry_their_draw_and_presence(shards: Path) -> None:
     (batch,) = next(iter(load(shards, start=2)))
     assert batch.tensors["draw"].tolist() == [row_key(3, position) for position in range(24, 36)]
     assert batch.tensors["number.present"].tolist() == [True] * 12
+
+
+def test_a_codec_that_can_do_without_tells_which_rows_it_has(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "s" / "0.tar")) as writer:
+        for number in range(6):
+            label = {"json": {"label": number % 3}} if number % 2 else {}
+            writer.write({"__key__": f"{number:03}", "txt": str(number).encode()} | label)
+    label = LabelCodecConfig(missing="weightless").build({"label": FieldSpec((), "int64", below=3)}, None)
+    config = DataConfig(train=MixtureConfig(sources={"main": SourceConfig(shards=(str(tmp_path / "s"),))}), workers=0)
+    codecs = {"label": label, "number": NumberCodec()}
+    ((batch,),) = build_loader(config, codecs, BatchPlan(12, 12, World()), 3, 0, 1)
+    numbers = batch.tensors["number"][:, 0]
+    assert torch.equal(batch.tensors["label.present"], numbers % 2 == 1)
+    assert torch.equal(batch.tensors["label"], torch.where(numbers % 2 == 1, numbers % 3, 0))
+    assert batch.tensors["number.present"].all()
+    same = batch.tensors["sample"][:, None] == batch.tensors["sample"]
+    assert torch.equal(same, numbers[:, None] == numbers)
+    (evaluated,) = iterate_all({"main": [str(tmp_path / "s")]}, codecs, 100, World())
+    assert evaluated.tensors["label.present"].tolist() == [False, True] * 3
 
 
 def test_augmentation_depends_on_the_position_and_the_modality_alone(shards: Path) -> None:

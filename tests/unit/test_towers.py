@@ -22,7 +22,9 @@ from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig
 from mmpretrain.models.towers.native import NativeTowerConfig
+from mmpretrain.objectives.mlm import MLMConfig
 
 WIDTH, DEPTH, HEADS, VOCABULARY, LENGTH, SIZE, PATCH, EOS = 32, 2, 2, 50, 9, 16, 4, 49
 SIZES = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": HEADS, "intermediate_size": 64}
@@ -354,3 +356,47 @@ def test_weights_that_are_none_are_refused(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ConfigError, match="holds no weights of a resnet18"):
         torchvision_model(weights=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(("text", "causal"), [("clip", True), ("siglip", False), ("bert", False)])
+def test_a_named_tower_knows_whether_its_words_see_later_ones(folders, text, causal):
+    before = torch.random.get_rng_state()
+    tower = HFAutoTowerConfig(name=str(folders / text), context_length=LENGTH).resolve("text", TOKENIZER)
+    assert tower.build("text").facts().causal is causal
+    torch.random.set_rng_state(before)
+    with torch.device("meta"):
+        assert tower.build("text").facts().causal is causal
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_stem_tower_gives_its_tokens_as_they_are():
+    model = MultimodalTransformer.create(
+        ModelConfig.model_validate(
+            {
+                "embed_dim": 8,
+                "towers": {
+                    "image": {
+                        "kind": "stem",
+                        "width": 8,
+                        "stem": {"kind": "patches", "image_size": 16, "patch_size": 8},
+                    },
+                    "text": {
+                        "kind": "stem",
+                        "width": 12,
+                        "stem": {"kind": "embeddings", "context_length": LENGTH, "vocab_size": 64, "mask_id": 2},
+                    },
+                },
+                "fusion": {"kind": "early", "width": 8, "depth": 1, "heads": 2, "experts": True},
+            }
+        ),
+        {"mlm": MLMConfig(condition_on=("image",))},
+    )
+    image, text = model.towers["image"], model.towers["text"]
+    tokens = image(pixels())["tokens"]
+    assert torch.equal(tokens, image.stem(pixels()))
+    keep = torch.tensor([[3, 1]] * 3)
+    assert torch.equal(image(pixels(), keep=keep)["tokens"], tokens[:, [3, 1]])
+    mask = ids() != 0
+    words = text(ids(), mask)
+    torch.testing.assert_close(words["pooled"][0], words["tokens"][0][mask[0]].mean(0))
+    assert (text.facts().vocab_size, text.facts().mask_id, image.facts().num_tokens) == (64, 2, 4)

@@ -5,6 +5,7 @@ a sequence of tokens, an input size it has no positions for. Of a dual model (CL
 reads the tower's modality. Dropout is off: what is random about a row follows from its key alone.
 """
 
+import copy
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -234,7 +235,20 @@ def _measure(config: HFAutoTowerConfig, outline: PreTrainedModel, modality: str)
         vocab_size=outline.config.vocab_size if modality == "text" else None,
         special_ids=config.special_ids or (),
         mask_id=config.mask_id,
+        causal=modality == "text" and _is_causal(outline),
     )
+
+
+@torch.no_grad()
+def _is_causal(outline: PreTrainedModel) -> bool:
+    """Whether a token sees only earlier ones, measured on one fresh layer: no attribute tells it of all encoders."""
+    config = copy.deepcopy(outline.config)
+    config.num_hidden_layers = 1
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        probe: nn.Module = type(outline)(config).train(False)
+        rows = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+        first, second = probe(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state[:, 0]
+    return torch.allclose(first, second, rtol=0, atol=1e-6)
 
 
 def _check_context(config: HFAutoTowerConfig, encoder_config: PretrainedConfig) -> None:

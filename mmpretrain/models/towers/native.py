@@ -5,6 +5,7 @@ Its options span CLIP's and SigLIP's image and text towers, the ViT of MAE and a
 token it needs.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
@@ -18,7 +19,7 @@ from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
 from mmpretrain.layers.blocks import Activation, Transformer
 from mmpretrain.layers.parameters import ClassToken
 from mmpretrain.layers.pooling import AttentionPool, at_first, masked_mean
-from mmpretrain.modalities.base import PatchStem, StemConfig, WordStem
+from mmpretrain.modalities.base import PatchStem, Stem, StemConfig, WordStem
 from mmpretrain.models.towers.base import Tower, TowerConfig
 from mmpretrain.objectives.base import TowerFacts
 
@@ -89,6 +90,7 @@ class NativeTower(Tower):
         super().__init__()
         width = config.width
         self.pooling = config.pooling
+        self.causal = config.causal
         self.masked_keys = not (config.causal or config.attend_padding)
         self.stem = config.stem.build(width)
         self.eos_id = _eos_id(self.stem) if config.pooling == "eos" else None
@@ -135,24 +137,29 @@ class NativeTower(Tower):
         return masked_mean(tokens, mask)
 
     def facts(self) -> TowerFacts:
-        stem = self.stem
-        words = stem if isinstance(stem, WordStem) else None
-        return TowerFacts(
-            width=self.norm.normalized_shape[0],
-            num_tokens=stem.num_tokens,
-            num_prefix=0 if self.class_token is None else 1,
-            vocab_size=words.vocab_size if words else None,
-            patch_shape=stem.patch_shape if isinstance(stem, PatchStem) else None,
-            patch_grid=stem.grid if isinstance(stem, PatchStem) else None,
-            special_ids=words.special_ids if words else (),
-            mask_id=words.mask_id if words else None,
-        )
+        prefix = 0 if self.class_token is None else 1
+        return replace(stem_facts(self.stem, self.norm.normalized_shape[0]), num_prefix=prefix, causal=self.causal)
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         return self.stem.score(hidden) if isinstance(self.stem, WordStem) else super().vocabulary_logits(hidden)
 
     def patches(self, inputs: Tensor) -> Tensor:
         return self.stem.patchify(inputs) if isinstance(self.stem, PatchStem) else super().patches(inputs)
+
+
+def stem_facts(stem: Stem, width: int) -> TowerFacts:
+    """What objectives may know of the tokens of a stem."""
+    words = stem if isinstance(stem, WordStem) else None
+    return TowerFacts(
+        width=width,
+        num_tokens=stem.num_tokens,
+        num_prefix=0,
+        vocab_size=words.vocab_size if words else None,
+        patch_shape=stem.patch_shape if isinstance(stem, PatchStem) else None,
+        patch_grid=stem.grid if isinstance(stem, PatchStem) else None,
+        special_ids=words.special_ids if words else (),
+        mask_id=words.mask_id if words else None,
+    )
 
 
 def _eos_id(stem: nn.Module) -> int:
