@@ -129,7 +129,7 @@ def decode(members: dict[str, bytes], spec: FieldSpec = CLASS, **settings: objec
     codec = LabelCodecConfig.model_validate(settings).build({"label": spec}, None)
     found = codec.decode(members, None)
     assert {
-        name: FieldSpec(array.shape, array.dtype.name, codec.fields[name].below) for name, array in found.items()
+        name: FieldSpec(array.shape, array.dtype.name, below=codec.fields[name].below) for name, array in found.items()
     } == (dict(codec.fields))
     return found["label"].tolist(), found["label.present"].item()
 
