@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data_pipeline.holdings import in_words
 from data_pipeline.index import load_or_build_index
 from data_pipeline.shards import resolve_shards
 from data_pipeline.tar import open_shard
@@ -116,8 +117,9 @@ def _captions(shards: list[Path], max_samples: int) -> Iterator[str]:
         first += index.num_samples
     if not found:
         raise DataError(
-            f"the {len(shards)} shards hold no captions to train a tokenizer from; "
-            f"name shards with .txt members, or one to load by data.tokenizer.path"
+            f"the {len(shards)} shards hold no captions to train a tokenizer from, but "
+            f"{in_words(name for index in indexes for name in index.extensions)}; name shards with .txt members, or "
+            f"one to load by data.tokenizer.path"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
-from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.ranks import World
 from mmpretrain.core.seeding import key_of
 from mmpretrain.core.types import Codec, StepReport
@@ -108,10 +108,15 @@ class Evaluator:
 
     def check(self) -> None:
         """Refuse before the first step the shards and files that a task would refuse after hours of them."""
-        for task in self.config.evaluation.tasks.values():
+        for name, task in self.config.evaluation.tasks.items():
             task.check_files()
             if task.shards is not None:
-                open_sources({"evaluation": task.shards}, self.context.codecs)
+                (source,) = open_sources({"evaluation": task.shards}, self.context.codecs)
+                if all(held.isdisjoint(task.modalities) for held in source.together):
+                    raise DataError(
+                        f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards holds "
+                        f"any of these; name other shards, or remove the task"
+                    )
 
     def run(self, report: StepReport) -> None:
         """Communicates."""
