@@ -36,13 +36,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, caus
 
 
 def _by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V as it is written, softmax in fp32."""
+    """softmax(Q K^T / sqrt(d)) V as it is written, softmax in fp32; finite where no key counts, unlike with -inf."""
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    lowest = torch.finfo(logits.dtype).min
     if bias is not None:
-        logits = logits.masked_fill(~bias, float("-inf"))
+        logits = logits.masked_fill(~bias, lowest)
     if causal:
         later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-        logits = logits.masked_fill(later, float("-inf"))
+        logits = logits.masked_fill(later, lowest)
     mixed: Tensor = logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return mixed
 
