@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -111,12 +112,13 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         with self._autocast(micro_batches[0]):
             parts = self._encode_all(micro_batches)
+        fuse = partial(self._fuse_rows, at_once=_rows(micro_batches[0]) if len(micro_batches) > 1 else None)
         outputs: TensorDict = {}
         figures: dict[str, TensorDict] = {}
         losses = []
         for name, objective in self._objectives().items():
             own = {key.removeprefix(f"{name}/"): part for key, part in parts.items() if key.startswith(f"{name}/")}
-            total = objective.reduce_fused(own, self._fuse)
+            total = objective.reduce_fused(own, fuse)
             losses.append(self.weights[name] * total * scales[name])
             outputs[f"sum.{name}"] = total.detach()
             figures[name] = objective.metrics(own)
@@ -183,11 +185,28 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for key, part in objective.encode(encoder).items()
         }
 
+    def _fuse_rows(self, outputs: Mapping[str, TensorDict], at_once: int | None) -> TensorDict:
+        """Fuse rows an objective put together; implements `FuseRows`.
+
+        In the parts of a batch in chunks: `at_once` rows at a time, computed again in the backward as towers are.
+        """
+        if at_once is None or not torch.is_grad_enabled():
+            return self._fuse(outputs)
+        cut = {m: {name: part.split(at_once) for name, part in output.items()} for m, output in outputs.items()}
+        number = len(next(iter(cut.values()))["tokens"])
+        parts: list[TensorDict] = [
+            checkpoint(
+                self._fuse,
+                {m: {name: pieces[index] for name, pieces in output.items()} for m, output in cut.items()},
+                use_reentrant=False,
+            )
+            for index in range(number)
+        ]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
     def _fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
-        """Fuse rows an objective put together; implements `FuseRows`."""
         assert self.fusion is not None, "an objective that fuses rows says so by needs_pooled or needs_fusion"
-        first = next(iter(outputs.values()))
-        with self._autocast(first):
+        with self._autocast(next(iter(outputs.values()))):
             return run_fusion(self.fusion, outputs, {modality: output["mask"] for modality, output in outputs.items()})
 
     def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
@@ -201,6 +220,10 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def _objectives(self) -> Mapping[str, Objective]:
         return cast(Mapping[str, Objective], self.objectives)
+
+
+def _rows(batch: TensorDict) -> int:
+    return next(iter(batch.values())).shape[0]
 
 
 def _named_metrics(figures: Mapping[str, TensorDict]) -> TensorDict:
