@@ -25,7 +25,7 @@ from mmpretrain.layers.initialization import Linear, Resettable
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
-from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig, expand_all
+from mmpretrain.objectives.base import Average, Encoder, ModelFacts, Objective, ObjectiveConfig, expand_all
 from mmpretrain.objectives.weights import weight_at
 
 
@@ -71,10 +71,12 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             embed_dim=model.embed_dim,
             towers={modality: tower.facts() for modality, tower in towers.items()},
             fusion_width=None if self.fusion is None else self.fusion.width,
+            build_tower=lambda modality: model.towers[modality].build(modality),
         )
         for name, objective in objectives.items():
             _check_objective(name, objective, model)
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
+        self._keys_to_ignore_on_load_missing = [rf"^{prefix}" for prefix in self._scaffolding()]
         self._weights = {name: objective.weight for name, objective in objectives.items()}
         self.weigh(0)
         self.post_init()  # type: ignore[no-untyped-call]
@@ -127,6 +129,19 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     def weigh(self, step: int) -> None:
         """Let objectives weigh from now on what they are to weigh in step `step`, counted from 0."""
         self.weights = {name: weight_at(weight, step) for name, weight in self._weights.items()}
+
+    def after_step(self, step: int, average: Average) -> None:
+        """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""
+        for objective in self._objectives().values():
+            objective.after_step(step, self._towers(), average)
+
+    def published_state(self) -> TensorDict:
+        """All weights but those that training alone needs."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(tuple(self._scaffolding()))
+        }
 
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
@@ -208,6 +223,14 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         assert self.fusion is not None, "an objective that fuses rows says so by needs_pooled or needs_fusion"
         with self._autocast(next(iter(outputs.values()))):
             return run_fusion(self.fusion, outputs, {modality: output["mask"] for modality, output in outputs.items()})
+
+    def _scaffolding(self) -> list[str]:
+        """Beginnings of the names of weights that training alone needs."""
+        return [
+            f"objectives.{name}.{child}."
+            for name, objective in self._objectives().items()
+            for child in objective.scaffolding
+        ]
 
     def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:

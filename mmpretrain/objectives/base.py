@@ -10,7 +10,7 @@ here are plain methods, so that arguments other than tensors may pass.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict
+from mmpretrain.layers.teacher import Layered
 from mmpretrain.objectives.weights import Weight
 
 
@@ -41,6 +42,12 @@ class TowerFacts:
     mask_id: int | None = None
     causal: bool = False
     """Each token sees only earlier ones."""
+    num_layers: int = 0
+    """Blocks whose outputs `Layered.top_layers` can tell; 0 for towers that tell none."""
+
+
+def _no_tower(modality: str) -> Layered:
+    raise AssertionError(f"these facts came without a model, so there is no tower {modality} to build again")
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class ModelFacts:
     towers: Mapping[str, TowerFacts]
     fusion_width: int | None
     """Width of what the fusion gives; None without a fusion."""
+    build_tower: Callable[[str], Layered] = _no_tower
+    """Another tower like the model's own of that modality, with weights of its own."""
 
 
 class Encoder(Protocol):
@@ -97,11 +106,21 @@ class FuseRows(Protocol):
         ...
 
 
+class Average(Protocol):
+    """Moves the weights of one network towards those of another, however the engine divides them over ranks."""
+
+    def __call__(self, average: nn.Module, network: nn.Module, keep: float) -> None:
+        """average = keep * average + (1 - keep) * network, for all parameters; buffers are copied. Communicates."""
+        ...
+
+
 class Objective(nn.Module):
     """A loss with its head. Shape legend: b rows of a chunk, B rows of the rank in the step, W ranks."""
 
     spans_batch: ClassVar[bool] = False
     """True when a row's loss depends on other rows: the rank's whole share then runs in one engine forward."""
+    scaffolding: ClassVar[tuple[str, ...]] = ()
+    """Child modules that training alone needs; a published model leaves their weights out."""
 
     @abstractmethod
     def count(self, batch: TensorDict) -> Tensor:
@@ -127,6 +146,11 @@ class Objective(nn.Module):
         Names without a slash stand under "train/". Called after `reduce` with the same dict, by every rank in lockstep:
         may communicate, and may read what `reduce` left in the dict."""
         return {}
+
+    def after_step(self, step: int, towers: Mapping[str, nn.Module], average: Average) -> None:
+        """Called after each optimizer step that changed the weights, with the number of steps done, and once with 0
+        before the first step of a run; every rank calls it in lockstep. Gradients are no longer there."""
+        return
 
 
 class ObjectiveConfig(Config):

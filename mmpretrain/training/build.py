@@ -38,6 +38,7 @@ from mmpretrain.training.hooks import (
     StopOnDivergence,
     TraceSamples,
     Verdict,
+    WarnBelow,
     WriteSkippedSteps,
 )
 from mmpretrain.training.loop import Parts
@@ -52,6 +53,8 @@ from mmpretrain.training.text import prepare_tokenizer
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
+COLLAPSED = 0.1
+"""Standard deviation of a teacher's targets below which data2vec's own code stops (arXiv 2202.03555)."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ def _hooks(config: RunConfig, folder: RunFolder, world: World, trackers: Tracker
     if not world.is_main:
         return shared
     mine: list[Hook] = [Do(trackers.log), WriteSkippedSteps(folder.path / "skipped.jsonl"), Heartbeat(folder)]
+    mine.append(WarnBelow("train/target_std", COLLAPSED, "the teacher says the same of every patch; lower the rate"))
     if config.trace_samples:
         mine.append(TraceSamples(folder.path / "samples.jsonl"))
     return mine + shared

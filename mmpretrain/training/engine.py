@@ -10,6 +10,7 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import deepspeed
 import torch
@@ -21,6 +22,7 @@ from mmpretrain.core.collectives import all_reduce_sum, world_size
 from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.training.fragments import move_average
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
 
@@ -76,6 +78,8 @@ class Engine:
 
     def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
         """Train on this rank's micro-batches of one global batch. Communicates."""
+        if self.steps_done == 0:
+            self._after_step()
         self.model.weigh(self.steps_done)
         micro = [self.to_device(batch.tensors) for batch in batches]
         counts = self._global_counts(micro)
@@ -84,6 +88,9 @@ class Engine:
             group["lr"] = lr
         skipped_before = self.deepspeed.skipped_steps
         outputs = [self._forward_backward(part, scales) for part in self._parts(micro)]
+        skipped = self.deepspeed.skipped_steps > skipped_before
+        if not skipped:
+            self._after_step()
         return StepResult(
             losses={name: _total(outputs, f"sum.{name}") for name in counts},
             counts=counts,
@@ -91,11 +98,14 @@ class Engine:
             scheduled=self.model.scheduled,
             metrics=_means(outputs, "metric."),
             grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
-            skipped=self.deepspeed.skipped_steps > skipped_before,
+            skipped=skipped,
         )
 
     def to_device(self, tensors: TensorDict) -> TensorDict:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def _after_step(self) -> None:
+        self.model.after_step(self.steps_done, partial(move_average, self.stage))
 
     def _parts(self, micro: list[TensorDict]) -> list[list[TensorDict]]:
         """What goes through one engine forward: the whole share of the rank when a loss spans the batch."""
