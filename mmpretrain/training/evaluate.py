@@ -6,7 +6,7 @@ Enter: a model, codecs and tasks. Leave: figures by name, the same on every rank
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,7 @@ from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.ranks import World
-from mmpretrain.core.seeding import key_of
-from mmpretrain.core.types import Codec, StepReport, TensorDict
+from mmpretrain.core.types import Codec, StepReport
 from mmpretrain.evaluation.base import EvaluationContext, Rows
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.tracking.fanout import Trackers
@@ -28,7 +27,6 @@ from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.trained import TrainedRun, open_trained
 
 log = logging.getLogger(__name__)
-EVALUATION_SEED = 0
 
 
 def evaluation_context(
@@ -47,16 +45,10 @@ def evaluation_context(
         for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples):
             for skip in part.skips:
                 log.warning("evaluation leaves out %s in %s: %s", skip.key, skip.shard, skip.reason)
-            yield Rows(_row_facts(part.keys, codecs) | part.tensors, part.keys, part.members)
+            present = {f"{name}.present": torch.ones(len(part.keys), dtype=torch.bool) for name in codecs}
+            yield Rows(present | part.tensors, part.keys, part.members)
 
     return EvaluationContext(model, codecs, rows, device, run_dir)
-
-
-def _row_facts(keys: Sequence[str], modalities: Iterable[str]) -> TensorDict:
-    """What a training batch says of its rows; masking follows from a sample's name, whoever reads it."""
-    draws = [key_of(EVALUATION_SEED, key) >> 1 for key in keys]
-    present = {f"{name}.present": torch.ones(len(keys), dtype=torch.bool) for name in modalities}
-    return present | {"draw": torch.tensor(draws, dtype=torch.int64)}
 
 
 def run_tasks(config: RunConfig, context: EvaluationContext) -> dict[str, float]:
