@@ -105,8 +105,10 @@ class Evaluator:
         required = {name: codec.extensions for name, codec in self.context.codecs.items()}
         for task in self.config.evaluation.tasks.values():
             task.check_files()
-            if task.shards is not None:
-                open_sources({"evaluation": task.shards}, required)
+            task.check_model(self.context.model)
+            for shards in task.shard_sets:
+                if shards is not None:
+                    open_sources({"evaluation": shards}, required)
 
     def run(self, report: StepReport) -> None:
         """Communicates."""
