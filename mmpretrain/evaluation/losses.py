@@ -1,7 +1,7 @@
 """Losses of objectives on samples held out, whole and without each modality that they look at.
 
 Enter: samples. Leave: for each objective its mean loss over the targets ("loss_mim"), and for each modality that it is
-conditioned on the same targets' loss with that modality taken away ("loss_mim_without_text"): the rise is what the
+conditioned on the same targets' loss with that modality taken away ("loss_mim_no_text"): the rise is what the
 modality is worth. What is masked follows from the sample's key, so it is the same at every step, on any number of
 ranks. Refused: objectives whose loss compares the rows of a batch, for it depends on which rows those are.
 """
@@ -41,8 +41,7 @@ class LossesTaskConfig(TaskConfig):
 
     def run(self, context: EvaluationContext) -> dict[str, float]:
         objectives = self._chosen(context.model)
-        configs = context.model.config.parsed_objectives()
-        conditions = {name: configs[name].conditions for name in objectives}
+        conditions = {name: objective.conditions for name, objective in objectives.items()}
         totals = {
             name: torch.zeros(len(conditions[name]) + 2, dtype=torch.float64, device=context.device)
             for name in objectives
@@ -85,6 +84,6 @@ def _figures(conditions: Mapping[str, tuple[str, ...]], totals: Mapping[str, Ten
         *sums, count = all_reduce_sum(totals[name]).tolist()
         if not count:
             raise DataError(f"the evaluation of {name} found nothing to predict; check the shards of its task")
-        endings = ("", *(f"_without_{modality}" for modality in taken))
+        endings = ("", *(f"_no_{modality}" for modality in taken))
         figures |= {f"loss_{name}{ending}": total / count for ending, total in zip(endings, sums, strict=True)}
     return figures

@@ -3,7 +3,7 @@
 Enter: samples with text. Leave: for each masked-language objective its accuracy; for one that is conditioned on other
 modalities also the accuracy with those of another sample (`_acc_shuffled`: what the text alone gives away, with inputs
 as in training; of several each on its own, `_acc_shuffled_<modality>`), without each modality in turn
-(`_acc_without_<modality>`), and of always guessing the most frequent word (`_acc_guess`). What is hidden follows from
+(`_acc_no_<modality>`), and of always guessing the most frequent word (`_acc_guess`). What is hidden follows from
 the sample's key, so it is the same at every step, on any number of ranks. Refused: a model without such an objective.
 """
 
@@ -69,7 +69,7 @@ def _views(conditions: tuple[str, ...]) -> list[str]:
     if not conditions:
         return [""]
     alone = [f"_shuffled_{modality}" for modality in conditions] if len(conditions) > 1 else []
-    return ["", "_shuffled", *alone, *(f"_without_{modality}" for modality in conditions)]
+    return ["", "_shuffled", *alone, *(f"_no_{modality}" for modality in conditions)]
 
 
 def _encoders(
@@ -81,7 +81,7 @@ def _encoders(
     for modality in modalities:
         alone = {name: swapped[name] if _is_input(name, modality) else value for name, value in batch.items()}
         views[f"_shuffled_{modality}"] = encoder(alone)
-        views[f"_without_{modality}"] = AblatedEncoder(context.model, batch, [modality])
+        views[f"_no_{modality}"] = AblatedEncoder(context.model, batch, [modality])
     return views
 
 
