@@ -26,6 +26,7 @@ from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.seeding import key_of, sample_key
 from mmpretrain.core.types import Array, Codec, TensorDict
 from mmpretrain.evaluation.lockstep import in_step
+from mmpretrain.modalities.base import PresenceCodec
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.base import ObjectiveConfig
 
@@ -84,17 +85,22 @@ class EvaluationContext:
 
     def has_captions(self, modality: str) -> bool:
         """Whether the modality is text, of which a sample may have several."""
-        return isinstance(self.codecs.get(modality), CaptionCodec)
+        return isinstance(self._decoder(modality), CaptionCodec)
 
     def text(self, modality: str) -> CaptionCodec:
         """The codec of a modality that has captions."""
-        codec = self.codecs.get(modality)
-        if not isinstance(codec, CaptionCodec):
+        decoder = self._decoder(modality)
+        if not isinstance(decoder, CaptionCodec):
             raise ConfigError(
                 f"evaluation needs captions of {modality!r}, whose codec offers none; "
                 f"name a text modality (the run has {sorted(self.codecs)})"
             )
-        return codec
+        return decoder
+
+    def _decoder(self, modality: str) -> object:
+        """What is particular to the modality in its codec."""
+        codec = self.codecs.get(modality)
+        return codec.decoder if isinstance(codec, PresenceCodec) else codec
 
     def turns(self, task: "TaskConfig") -> Iterator[Rows | None]:
         """The task's rows of this rank, or None in a turn in which only others have some. Communicates."""

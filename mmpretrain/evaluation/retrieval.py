@@ -59,7 +59,7 @@ class RetrievalConfig(PairsTaskConfig):
         """(pictures, text) of the first pair that has them, where samples are wanted."""
         for pair in pairs if self.samples and context.run_dir is not None else ():
             for pictures, text in (pair, pair[::-1]):
-                if is_pictured(context.codecs[pictures]) and context.has_captions(text):
+                if is_pictured(context.codecs[pictures].fields[pictures]) and context.has_captions(text):
                     return pictures, text
         return None
 

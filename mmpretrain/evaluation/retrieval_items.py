@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmpretrain.core.types import Codec, TensorDict
+from mmpretrain.core.types import FieldSpec, TensorDict
 from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
 from mmpretrain.evaluation.labels import json_label
 from mmpretrain.evaluation.lockstep import in_step
@@ -76,9 +76,9 @@ def encode(context: EvaluationContext, task: TaskConfig, wanted: Wanted) -> Enco
     return encoded
 
 
-def is_pictured(codec: Codec) -> bool:
-    """Whether every field of the codec is pixels [3, H, W] or frames of them [T, 3, H, W]."""
-    return all(spec.dtype == "uint8" and spec.shape[-3:-2] == (3,) for spec in codec.fields.values())
+def is_pictured(spec: FieldSpec) -> bool:
+    """Whether a row is pixels [3, H, W] or frames of them [T, 3, H, W]."""
+    return spec.dtype == "uint8" and spec.shape[-3:-2] == (3,)
 
 
 def embed_texts(context: EvaluationContext, modality: str, texts: list[str], batch: int) -> Tensor:

@@ -45,8 +45,7 @@ def evaluation_context(
         for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples):
             for skip in part.skips:
                 log.warning("evaluation leaves out %s in %s: %s", skip.key, skip.shard, skip.reason)
-            present = {f"{name}.present": torch.ones(len(part.keys), dtype=torch.bool) for name in codecs}
-            yield Rows(present | part.tensors, part.keys, part.members)
+            yield Rows(part.tensors, part.keys, part.members)
 
     return EvaluationContext(model, codecs, rows, device, run_dir)
 
@@ -102,13 +101,12 @@ class Evaluator:
 
     def check(self) -> None:
         """Refuse before the first step the shards and files that a task would refuse after hours of them."""
-        required = {name: codec.extensions for name, codec in self.context.codecs.items()}
         for task in self.config.evaluation.tasks.values():
             task.check_files()
             task.check_model(self.context.model)
             for shards in task.shard_sets:
                 if shards is not None:
-                    open_sources({"evaluation": shards}, required)
+                    open_sources({"evaluation": shards}, self.context.codecs)
 
     def run(self, report: StepReport) -> None:
         """Communicates."""
