@@ -65,8 +65,9 @@ def eval_command(
     trained, figures = evaluate_trained(checkpoint, tuple(overrides or ()))
     if world_from_env().is_main:
         typer.echo(f"step {trained.position.step}")
+        width = max(map(len, figures), default=0)
         for name, value in sorted(figures.items()):
-            typer.echo(f"{name:<32} {value:.4f}")
+            typer.echo(f"{name:<{width}} {value:.4f}")
 
 
 @app.command()

@@ -122,6 +122,11 @@ class Objective(nn.Module):
     scaffolding: ClassVar[tuple[str, ...]] = ()
     """Child modules that training alone needs; a published model leaves their weights out."""
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Modalities in sight while something else is predicted: evaluation tells what each is worth."""
+        return ()
+
     @abstractmethod
     def count(self, batch: TensorDict) -> Tensor:
         """Number of targets in these rows, fp32 [], from the batch alone, no gradient, no communication."""

@@ -35,6 +35,10 @@ class Supervised(Objective):
         self.smoothing = config.smoothing
         self.head = OutputHead(width, config.outputs)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.inputs if len(self.inputs) > 1 else ()
+
     def count(self, batch: TensorDict) -> Tensor:
         return self._labelled(batch).sum(dtype=torch.float32)
 

@@ -47,7 +47,7 @@ def compose(story: RunStory) -> str:
             sections.charts("Loss", curves.loss_charts(story), timeline),
             sections.charts("Retrieval", curves.recall_charts(story), timeline, "queries answered by the first k"),
             sections.retrieved(story),
-            sections.evaluation_table(story, timeline),
+            sections.evaluation_tables(story, timeline),
             sections.charts("Optimization and embeddings", curves.signal_charts(story), timeline),
             sections.charts("Speed and memory", curves.speed_charts(story), timeline),
             sections.charts("Further figures", curves.other_charts(story), timeline),

@@ -101,6 +101,14 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
             ["evaluation.tasks={retrieval: null, a: {kind: retrieval}, b: {kind: retrieval}}"],
             ": evaluation.tasks.b: its figures have the names of those of a; give it another prefix",
         ),
+        (
+            ["evaluation.tasks={retrieval: null, a: {kind: retrieval, pairs: all}, b: {kind: retrieval}}"],
+            ": evaluation.tasks.b: its figures have the names of those of a; give it another prefix",
+        ),
+        (
+            ["evaluation.tasks.held={kind: losses, objectives: [mim2]}"],
+            ": names the objective mim2, the run has",
+        ),
         (["tracking.trackers=[{kind: jsonl}, {kind: jsonl}]"], "tracking.trackers.1: a second tracker of kind jsonl"),
         (["zero_stage=0", "precision=fp16"], "fp16 scales its loss in a partitioned optimizer; set zero_stage to 1"),
         (["zero_stage=0", "engine.offload=optimizer"], "moves a partitioned optimizer; set zero_stage to 1 or more"),
