@@ -63,10 +63,11 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         projections = {m: _projection(m, model.towers[m], widths[m], model.embed_dim) for m in towers}
         self.towers = nn.ModuleDict(towers)
         self.projections = nn.ModuleDict(projections)
-        self.fusion = model.fusion.build(widths)
+        self.readers = dict(sorted(model.readers.items()))
+        self.fusion = model.fusion.build({name: widths[tower] for name, tower in self.readers.items()})
         self.facts = ModelFacts(
             embed_dim=model.embed_dim,
-            towers={modality: tower.facts() for modality, tower in towers.items()},
+            towers={name: towers[tower].facts() for name, tower in self.readers.items()},
             fusion_width=None if self.fusion is None else self.fusion.width,
         )
         for name, objective in objectives.items():
@@ -127,8 +128,13 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def encoder(self, batch: TensorDict) -> Encoder:
         """The model as objectives see it, over these rows; run it under the caller's autocast."""
-        projections = cast(Mapping[str, nn.Module], self.projections)
-        return ChunkEncoder(self._towers(), projections, self.fusion, batch)
+        towers, projections = self._towers(), cast(Mapping[str, nn.Module], self.projections)
+        return ChunkEncoder(
+            {name: towers[tower] for name, tower in self.readers.items()},
+            {name: projections[tower] for name, tower in self.readers.items()},
+            self.fusion,
+            batch,
+        )
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the inputs of every transformer block while training, and compute the rest again."""
@@ -211,10 +217,10 @@ def _parse_objective(name: str, fields: Mapping[str, Any]) -> ObjectiveConfig:
 
 
 def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) -> None:
-    missing = sorted(set(objective.modalities) - set(model.towers))
+    missing = sorted(set(objective.modalities) - set(model.readers))
     if missing:
         raise ConfigError(
-            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(model.towers))}; "
+            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(model.readers))}; "
             "add them under model.towers or remove the objective"
         )
     if lack := model.lacking_fusion(objective):
