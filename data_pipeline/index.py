@@ -194,14 +194,13 @@ def changed_samples(index: ShardIndex) -> Iterator[int]:
 def require_pairs(index: ShardIndex, required: Mapping[str, frozenset[str]]) -> NDArray[np.bool_]:
     """[samples] Which samples have a member for every modality; a shard in which none has is a DataError.
 
-    `required` maps a modality to the extensions its codec reads; none: it can do without.
+    `required` maps a modality to the extensions its codec reads.
     """
     complete = np.ones(index.num_samples, np.bool_)
-    needed = {name: extensions for name, extensions in required.items() if extensions}
-    for extensions in needed.values():
+    for extensions in required.values():
         complete &= index.holds(extensions)
     if not complete.any():
-        wanted = "; ".join(f"{name}: one of .{', .'.join(sorted(found))}" for name, found in needed.items())
+        wanted = "; ".join(f"{name}: one of .{', .'.join(sorted(found))}" for name, found in required.items())
         raise DataError(
             f"{index.shard} is a tar without pairs: none of its {index.num_samples} samples has all of ({wanted}); "
             f"it holds .{', .'.join(index.extensions[:12])}"

@@ -44,7 +44,7 @@ def build_loader(
     Indexes shards that have no index, so let one rank build first where shards are new.
     """
     patterns = {name: source.shards for name, source in config.train.sources.items()}
-    sources = open_sources(patterns, {name: codec.extensions for name, codec in codecs.items()})
+    sources = open_sources(patterns, codecs)
     changes = [(change.from_sample, change.weights) for change in config.train.changes]
     rows = RowMaker(
         reader=SampleReader(sources),
@@ -106,11 +106,10 @@ class RowMaker:
         return decode(self.codecs, members, {name: generator(key_of(draw, name)) for name in self.codecs})
 
     def _facts(self, positions: range, keys: Sequence[str]) -> TensorDict:
-        """What is known of rows beside their fields; a codec that tells which rows are present overrules this."""
+        """What is known of rows beside their fields."""
         draws = [row_key(self.seed, position) for position in positions]
-        present = {f"{name}.present": torch.ones(len(positions), dtype=torch.bool) for name in self.codecs}
         samples = torch.tensor([sample_key(key) for key in keys])
-        return present | {"position": torch.tensor(positions), "draw": torch.tensor(draws), "sample": samples}
+        return {"position": torch.tensor(positions), "draw": torch.tensor(draws), "sample": samples}
 
     def _key(self, source: Source) -> int:
         return key_of(self.seed, "source", source.name)

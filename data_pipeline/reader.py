@@ -19,7 +19,7 @@ from data_pipeline.index import ShardIndex, load_or_build_index, require_pairs
 from data_pipeline.order import locate
 from data_pipeline.shards import resolve_shards
 from mmpretrain.core.errors import DataError, SampleError
-from mmpretrain.core.types import RawSample
+from mmpretrain.core.types import Codec, RawSample
 
 MAX_OPEN_SHARDS = 256
 """Open files per process; most systems allow 1024."""
@@ -42,14 +42,15 @@ class Source:
 
 
 def open_sources(
-    patterns: Mapping[str, Sequence[str]], required: Mapping[str, frozenset[str]] | None = None
+    patterns: Mapping[str, Sequence[str]], codecs: Mapping[str, Codec] | None = None
 ) -> tuple[Source, ...]:
-    """Sources by name; shards without an index are indexed. Each shard must hold a sample with all that is `required`
-    (modality -> extensions)."""
+    """Sources by name; shards without an index are indexed. Each shard must hold a sample with all that the codecs
+    require."""
+    required = {name: codec.extensions for name, codec in (codecs or {}).items() if codec.required}
     shards = {name: tuple(resolve_shards(listed)) for name, listed in patterns.items()}
     names = iter(_unique_names([shard for listed in shards.values() for shard in listed]))
     return tuple(
-        Source(name, listed, tuple(next(names) for _ in listed), _ends(listed, required or {}))
+        Source(name, listed, tuple(next(names) for _ in listed), _ends(listed, required))
         for name, listed in shards.items()
     )
 

@@ -25,6 +25,7 @@ from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import Array, Codec, TensorDict
 from mmpretrain.evaluation.lockstep import in_step
+from mmpretrain.modalities.base import PresenceCodec
 from mmpretrain.models.multimodal import MultimodalTransformer
 
 
@@ -75,12 +76,13 @@ class EvaluationContext:
     def text(self, modality: str) -> CaptionCodec:
         """The codec of a modality that has captions."""
         codec = self.codecs.get(modality)
-        if not isinstance(codec, CaptionCodec):
+        decoder = codec.decoder if isinstance(codec, PresenceCodec) else codec
+        if not isinstance(decoder, CaptionCodec):
             raise ConfigError(
                 f"evaluation needs captions of {modality!r}, whose codec offers none; "
                 f"name a text modality (the run has {sorted(self.codecs)})"
             )
-        return codec
+        return decoder
 
     def turns(self, task: "TaskConfig") -> Iterator[Rows | None]:
         """The task's rows of this rank, or None in a turn in which only others have some. Communicates."""

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmpretrain.core.captions import CAPTION_EXTENSIONS, METADATA_EXTENSION, texts_of
-from mmpretrain.core.errors import ConfigError, SampleError
+from mmpretrain.core.errors import AbsentError, ConfigError
 from mmpretrain.core.types import Array, FieldSpec, TokenizerFacts
 from mmpretrain.layers.initialization import TEXT_POSITION_STD
 from mmpretrain.layers.parameters import LearnedPositions, WordEmbedding
@@ -134,7 +134,7 @@ class TextCodec:
         captions = self.captions(members)
         if not captions:
             what = "caption" if self.key is None else f"text under {self.key!r} in .json"
-            raise SampleError(f"no {what} (saw: {', '.join(members)})")
+            raise AbsentError(f"no {what} (saw: {', '.join(members)})")
         pick = int(draw.integers(len(captions))) if draw is not None and self.caption == "random" else 0
         return {name: rows[0] for name, rows in self.encode(captions[pick : pick + 1]).items()}
 

@@ -22,6 +22,7 @@ from mmpretrain.evaluation.health import HealthConfig
 from mmpretrain.evaluation.mlm import MLMTaskConfig
 from mmpretrain.evaluation.retrieval import RetrievalConfig
 from mmpretrain.evaluation.zeroshot import ZeroShotConfig
+from mmpretrain.modalities.base import PresenceCodec
 from mmpretrain.modalities.image import ImageCodec, ImageCodecConfig
 from mmpretrain.modalities.text import TextCodec
 from mmpretrain.objectives.infonce import InfoNCEConfig
@@ -78,8 +79,8 @@ def context_of(batches: Sequence[Sequence[int]], run_dir: Path) -> EvaluationCon
         return (samples(batch) for batch in batches)
 
     codecs: Mapping[str, Codec] = {
-        "image": ImageCodec(IMAGE_SIZE, IMAGE_SIZE, ImageCodecConfig()),
-        "text": text_codec(),
+        "image": PresenceCodec("image", ImageCodec(IMAGE_SIZE, IMAGE_SIZE, ImageCodecConfig()), True, 0.0),
+        "text": PresenceCodec("text", text_codec(), True, 0.0),
     }
     model = build_model(OBJECTIVES).eval()
     with torch.no_grad():

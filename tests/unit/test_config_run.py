@@ -153,7 +153,7 @@ def labelled(objective: str, codecs: str, tmp_path: Path) -> Path:
 
 def test_an_objective_may_ask_for_a_label_that_no_tower_reads(tmp_path: Path) -> None:
     run = load_run_config(labelled("label: hue", ", hue: {kind: label, field: hue, key: colour}", tmp_path))
-    fields = run.data.codecs["hue"].build(run.objectives["colour"].input_fields, None).fields
+    fields = run.data.codecs["hue"].codec(run.objectives["colour"].input_fields, None).fields
     assert {name: (spec.shape, spec.dtype) for name, spec in fields.items()} == {
         "hue": ((), "int64"),
         "hue.present": ((), "bool"),
