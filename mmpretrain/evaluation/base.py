@@ -23,10 +23,13 @@ from torch import Tensor
 
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.seeding import key_of, sample_key
 from mmpretrain.core.types import Array, Codec, TensorDict
 from mmpretrain.evaluation.lockstep import in_step
 from mmpretrain.modalities.base import PresenceCodec
 from mmpretrain.models.multimodal import MultimodalTransformer
+
+EVALUATION_SEED = 0
 
 
 @runtime_checkable
@@ -88,6 +91,19 @@ class EvaluationContext:
         """The task's rows of this rank, or None in a turn in which only others have some. Communicates."""
         for rows in in_step(self.rows(task.shards, task.max_samples), self.device):
             yield rows if rows is not None and rows.keys else None
+
+    def batch(self, rows: Rows | None) -> TensorDict:
+        """Rows on the device with random keys that follow from their names, as objectives want them; None: one row
+        that has no modality and no label, and so counts nothing."""
+        if rows is None:
+            tensors = {field: value for name in self.codecs for field, value in self.stand_in(name).items()}
+            tensors |= {f"{name}.present": torch.zeros(1, dtype=torch.bool) for name in self.codecs}
+        else:
+            tensors = dict(rows.tensors)
+        keys = [""] if rows is None else rows.keys
+        tensors["draw"] = torch.tensor([key_of(EVALUATION_SEED, "evaluation", key) >> 1 for key in keys])
+        tensors["sample"] = torch.tensor([sample_key(key) for key in keys])
+        return {name: value.to(self.device) for name, value in tensors.items()}
 
     def stand_in(self, modality: str) -> TensorDict:
         """One row of a modality's fields, for a call whose result is dropped."""

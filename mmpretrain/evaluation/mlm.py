@@ -14,9 +14,8 @@ from torch import Tensor
 
 from mmpretrain.core.collectives import all_reduce_sum
 from mmpretrain.core.errors import ConfigError, DataError
-from mmpretrain.core.seeding import key_of
 from mmpretrain.core.types import TensorDict
-from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
+from mmpretrain.evaluation.base import EvaluationContext, TaskConfig
 from mmpretrain.objectives.mlm import MaskedLanguageModelling
 
 
@@ -38,7 +37,7 @@ class MLMTaskConfig(TaskConfig):
         hits = {name: torch.zeros(3, dtype=torch.float64, device=context.device) for name in objectives}
         others = _Others({m for objective in objectives.values() for m in objective.condition_on})
         for rows in context.turns(self):
-            batch = _batch(context, rows)
+            batch = context.batch(rows)
             for name, found in _accuracies(context, objectives, batch, others.swap(batch)).items():
                 hits[name] += found
             words += _frequencies(batch, self.modality, facts.special_ids, len(words))
@@ -78,19 +77,6 @@ def _objectives(context: EvaluationContext, modality: str) -> dict[str, MaskedLa
             f"{sorted(context.model.objectives)}; remove the evaluation or add the objective"
         )
     return found
-
-
-def _batch(context: EvaluationContext, rows: Rows | None) -> TensorDict:
-    """This rank's rows on the device, with draws from their keys; a stand-in row has no modality present."""
-    if rows is None:
-        modalities = context.model.facts.towers
-        tensors = {name: value for m in modalities for name, value in context.stand_in(m).items()}
-        tensors |= {f"{m}.present": torch.zeros(1, dtype=torch.bool) for m in modalities}
-        tensors["draw"] = torch.zeros(1, dtype=torch.int64)
-    else:
-        draws = [key_of(0, "evaluation", key) >> 1 for key in rows.keys]
-        tensors = {**rows.tensors, "draw": torch.tensor(draws, dtype=torch.int64)}
-    return {name: value.to(context.device) for name, value in tensors.items()}
 
 
 def _accuracies(

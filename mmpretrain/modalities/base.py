@@ -164,9 +164,7 @@ class PresenceCodec:
                 raise
             return None
 
-    def _from_memory(
-        self, members: Mapping[str, bytes], kept: dict[bytes, dict[str, Array]]
-    ) -> dict[str, Array]:
+    def _from_memory(self, members: Mapping[str, bytes], kept: dict[bytes, dict[str, Array]]) -> dict[str, Array]:
         """What was decoded of the same bytes before; samples may share a name, so their content is what counts."""
         digest = hashlib.blake2b(digest_size=16)
         for extension in sorted(self.extensions & members.keys()):

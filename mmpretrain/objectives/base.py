@@ -139,6 +139,11 @@ class ObjectiveConfig(Config):
         """Towers the objective needs; a config that names an absent one is refused."""
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        """Modalities in sight while something else is predicted: evaluation tells what each is worth."""
+        return ()
+
+    @property
     def needs_fusion(self) -> bool:
         """Whether the objective reads fused tokens; a config whose fusion gives none is then refused."""
         return False

@@ -104,6 +104,10 @@ class CaptioningConfig(ObjectiveConfig):
     def modalities(self) -> tuple[str, ...]:
         return self.pair
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.pair[:1]
+
     def build(self, facts: ModelFacts) -> Captioning:
         name, text = self.pair[1], facts.towers[self.pair[1]]
         if text.vocab_size is None:

@@ -98,6 +98,10 @@ class MLMConfig(ObjectiveConfig):
         return (self.modality, *self.condition_on)
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.condition_on
+
+    @property
     def needs_fusion(self) -> bool:
         return bool(self.condition_on)
 

@@ -121,6 +121,10 @@ class SupervisedConfig(ObjectiveConfig):
         return self.inputs
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.inputs if len(self.inputs) > 1 else ()
+
+    @property
     def needs_pooled(self) -> bool:
         return len(self.inputs) > 1
 

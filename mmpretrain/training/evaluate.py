@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.ranks import World
-from mmpretrain.core.seeding import key_of
 from mmpretrain.core.types import Codec, StepReport
 from mmpretrain.evaluation.base import EvaluationContext, Rows
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -28,7 +27,6 @@ from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.trained import TrainedRun, open_trained
 
 log = logging.getLogger(__name__)
-EVALUATION_SEED = 0
 
 
 def evaluation_context(
@@ -47,14 +45,9 @@ def evaluation_context(
         for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples):
             for skip in part.skips:
                 log.warning("evaluation leaves out %s in %s: %s", skip.key, skip.shard, skip.reason)
-            yield Rows(part.tensors | {"draw": _draws(part.keys)}, part.keys, part.members)
+            yield Rows(part.tensors, part.keys, part.members)
 
     return EvaluationContext(model, codecs, rows, device, run_dir)
-
-
-def _draws(keys: Sequence[str]) -> Tensor:
-    """The rows' random keys: what is masked follows from a sample's name, whoever reads it."""
-    return torch.tensor([key_of(EVALUATION_SEED, key) >> 1 for key in keys], dtype=torch.int64)
 
 
 def run_tasks(config: RunConfig, context: EvaluationContext) -> dict[str, float]:
