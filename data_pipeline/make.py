@@ -72,10 +72,10 @@ def make(
     workers: int | None = None,
 ) -> dict[str, int]:
     """Write what is missing of the set; the number of samples of each split."""
-    if min(samples, samples_per_shard) < 1 or image_size < 32 or image_size % 4:
+    if min(samples, samples_per_shard) < 1 or image_size < 16 or image_size % 4:
         raise ConfigError(
             f"--samples {samples}, --samples-per-shard {samples_per_shard}, --image-size {image_size}: give at least "
-            "1 sample, 1 sample per shard and 32 pixels, a multiple of 4"
+            "1 sample, 1 sample per shard and 16 pixels, a multiple of 4"
         )
     asked = SyntheticSet(samples, seed, image_size, samples_per_shard)
     _open_folder(out, asked)

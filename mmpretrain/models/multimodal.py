@@ -219,8 +219,9 @@ def _parse_objective(name: str, fields: Mapping[str, Any]) -> ObjectiveConfig:
 def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) -> None:
     missing = sorted(set(objective.modalities) - set(model.readers))
     if missing:
+        known = ", ".join(sorted(model.readers))
         raise ConfigError(
-            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(model.readers))}; "
+            f"objective {name} needs the towers {', '.join(missing)}, the model has {known}; "
             "add them under model.towers or remove the objective"
         )
     if lack := model.lacking_fusion(objective):
