@@ -125,11 +125,6 @@ class EvaluationConfig(Config):
     def broken_rules(self) -> Iterator[Rule]:
         if self.every and not self.tasks:
             yield ("every",), f"saw {self.every}, but there are no evaluation.tasks to run; add one or set it to 0"
-        seen: dict[tuple[object, ...], str] = {}
-        for name, task in self.tasks.items():
-            first = seen.setdefault((type(task), task.modalities, task.prefix), name)
-            if first != name:
-                yield ("tasks", name), f"its figures have the names of those of {first}; give it another prefix"
 
 
 class TrackingConfig(Config):
@@ -275,8 +270,16 @@ def _codec_of(name: str, kind: str) -> str:
 
 
 def _task_rules(run: RunConfig) -> Iterator[Rule]:
+    seen: dict[tuple[object, ...], str] = {}
     for name, task in run.evaluation.tasks.items():
-        yield from _missing_towers(run, ("evaluation", "tasks", name), task.modalities)
+        path = ("evaluation", "tasks", name)
+        yield from _missing_towers(run, path, task.modalities)
+        for fault in task.faults(run.model.towers, run.objectives):
+            yield path, fault
+        for group in sorted(task.figure_groups(run.model.towers)):
+            first = seen.setdefault((type(task), group, task.prefix), name)
+            if first != name:
+                yield path, f"its figures have the names of those of {first}; give it another prefix"
 
 
 def _missing_towers(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:

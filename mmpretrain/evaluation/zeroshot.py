@@ -7,6 +7,7 @@ are averaged after normalisation and normalised again, as CLIP does (Radford et 
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -45,6 +46,9 @@ class ZeroShotConfig(TaskConfig):
     @property
     def modalities(self) -> tuple[str, ...]:
         return (self.modality, self.text)
+
+    def figure_groups(self, towers: Collection[str]) -> frozenset[str]:
+        return frozenset({"zeroshot"})  # its figures do not name the modality
 
     def check_files(self) -> None:
         read_classes(Path(self.classes))

@@ -101,6 +101,11 @@ class Objective(nn.Module):
     spans_batch: ClassVar[bool] = False
     """True when a row's loss depends on other rows: the rank's whole share then runs in one engine forward."""
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Modalities in sight while something else is predicted: evaluation tells what each is worth."""
+        return ()
+
     @abstractmethod
     def count(self, batch: TensorDict) -> Tensor:
         """Number of targets in these rows, fp32 [], from the batch alone, no gradient, no communication."""
@@ -137,11 +142,6 @@ class ObjectiveConfig(Config):
     @abstractmethod
     def modalities(self) -> tuple[str, ...]:
         """Towers the objective needs; a config that names an absent one is refused."""
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        """Modalities in sight while something else is predicted: evaluation tells what each is worth."""
-        return ()
 
     @property
     def needs_fusion(self) -> bool:

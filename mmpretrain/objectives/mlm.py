@@ -35,6 +35,10 @@ class MaskedLanguageModelling(Objective):
         self.head = TokenHead(hidden_width, tower.width)
         self.bias = VocabularyBias(self.masking.vocab_size)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.condition_on
+
     def count(self, batch: TensorDict) -> Tensor:
         return self.masking.num_hidden(self._eligible(batch)).sum().float()
 
@@ -96,10 +100,6 @@ class MLMConfig(ObjectiveConfig):
     @property
     def modalities(self) -> tuple[str, ...]:
         return (self.modality, *self.condition_on)
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return self.condition_on
 
     @property
     def needs_fusion(self) -> bool:

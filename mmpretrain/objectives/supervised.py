@@ -49,6 +49,10 @@ class Supervised(Objective):
         self.smoothing = config.smoothing
         self.head = OutputHead(width, config.outputs)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.inputs if len(self.inputs) > 1 else ()
+
     def count(self, batch: TensorDict) -> Tensor:
         return self._labelled(batch).sum(dtype=torch.float32)
 
@@ -119,10 +123,6 @@ class SupervisedConfig(ObjectiveConfig):
     @property
     def modalities(self) -> tuple[str, ...]:
         return self.inputs
-
-    @property
-    def conditions(self) -> tuple[str, ...]:
-        return self.inputs if len(self.inputs) > 1 else ()
 
     @property
     def needs_pooled(self) -> bool:

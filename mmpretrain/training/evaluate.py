@@ -103,8 +103,10 @@ class Evaluator:
         """Refuse before the first step the shards and files that a task would refuse after hours of them."""
         for task in self.config.evaluation.tasks.values():
             task.check_files()
-            if task.shards is not None:
-                open_sources({"evaluation": task.shards}, self.context.codecs)
+            task.check_model(self.context.model)
+            for shards in task.shard_sets:
+                if shards is not None:
+                    open_sources({"evaluation": shards}, self.context.codecs)
 
     def run(self, report: StepReport) -> None:
         """Communicates."""
