@@ -44,7 +44,7 @@ def build_loader(
     Indexes shards that have no index, so let one rank build first where shards are new.
     """
     patterns = {name: source.shards for name, source in config.train.sources.items()}
-    sources = open_sources(patterns, codecs)
+    sources = open_sources(patterns, codecs, wants_all=True)
     changes = [(change.from_sample, change.weights) for change in config.train.changes]
     rows = RowMaker(
         reader=SampleReader(sources),
@@ -164,6 +164,16 @@ class Loader:
     @property
     def sources(self) -> tuple[Source, ...]:
         return self.micro_batches.rows.reader.sources
+
+    @property
+    def uneven_slots(self) -> int | None:
+        """Length of a slot pattern that micro-batches do not hold whole, so that they differ by a row in what they hold
+        of each source; None where all hold the same."""
+        micro = self.micro_batches.plan.micro
+        for phase in self.micro_batches.rows.mixture.phases:
+            if micro % phase.pattern.num_slots or phase.from_position % micro:
+                return phase.pattern.num_slots
+        return None
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data_pipeline.holdings import in_words
 from data_pipeline.index import load_or_build_index
 from data_pipeline.shards import resolve_shards
 from data_pipeline.tar import open_shard
@@ -121,8 +122,9 @@ def _texts(shards: list[Path], keys: Sequence[str | None], max_samples: int) -> 
         first += index.num_samples
     if not found:
         raise DataError(
-            f"the {len(shards)} shards hold no captions to train a tokenizer from; "
-            f"name shards with .txt members, or one to load by data.tokenizer.path"
+            f"the {len(shards)} shards hold no captions to train a tokenizer from, but "
+            f"{in_words(name for index in indexes for name in index.extensions)}; name shards with .txt members, or "
+            f"one to load by data.tokenizer.path"
         )
 
 

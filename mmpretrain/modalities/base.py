@@ -97,7 +97,7 @@ class Decoder(Protocol):
         ...
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
-        """Decode one sample; raises AbsentError where it has nothing of the modality, SampleError where that is broken."""
+        """Decode one sample; raises AbsentError where it has none of the modality, SampleError where that is broken."""
         ...
 
 

@@ -10,7 +10,7 @@ here are plain methods, so that arguments other than tensors may pass.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -158,6 +158,15 @@ class ObjectiveConfig(Config):
         """Batch fields read beside the towers' inputs (labels): name -> one row. A codec of that name must make each;
         "<name>.present" tells the rows that have it."""
         return {}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The modalities and labels the objective reads."""
+        return (*self.modalities, *self.input_fields)
+
+    def counts_with(self, held: Set[str]) -> bool:
+        """Whether a sample that holds these modalities and labels can have targets; else it weighs nothing."""
+        return held >= set(self.reads)
 
     @abstractmethod
     def build(self, facts: ModelFacts) -> Objective:

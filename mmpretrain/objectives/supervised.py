@@ -8,7 +8,7 @@ objectives. Refuses smoothing where there is no single class. Legend: B rows, C 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import reduce
 from operator import or_
 from typing import Literal
@@ -133,6 +133,9 @@ class SupervisedConfig(ObjectiveConfig):
         if self.target == "class":
             return {self.label: FieldSpec((), "int64", below=self.outputs)}
         return {self.label: FieldSpec((self.outputs,), "bool" if self.target == "tags" else "float32")}
+
+    def counts_with(self, held: Set[str]) -> bool:
+        return self.label in held and not held.isdisjoint(self.inputs)
 
     def build(self, facts: ModelFacts) -> Supervised:
         width = facts.fusion_width if self.needs_pooled else facts.towers[self.inputs[0]].width

@@ -48,6 +48,7 @@ from mmpretrain.training.reporting import Reporter
 from mmpretrain.training.requests import Requests
 from mmpretrain.training.run_folder import RunFolder, State
 from mmpretrain.training.schedule import learning_rate
+from mmpretrain.training.sources import check_sources
 from mmpretrain.training.text import prepare_tokenizer
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     model_config = resolve(config.model, facts)
     codecs = build_codecs(config, model_config, tokenizer)
     loader = _first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
+    check_sources(config, loader)
     engine = _build_engine(config, model_config, world, device)
     start = _restore(config, engine, folder, world, loader.fingerprint)
     if world.is_main:  # a run that was refused has left the record of the one before as it was

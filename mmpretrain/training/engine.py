@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -205,6 +206,8 @@ def _merged(ours: dict[str, object], extra: Mapping[str, object], path: str) -> 
 
 def _initialize(model: MultimodalTransformer, config: RunConfig, backwards_per_step: int) -> deepspeed.DeepSpeedEngine:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that newer PyTorch calls old; a user can do nothing about it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # On CPU this op is compiled at start-up, which takes half a minute and a compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)

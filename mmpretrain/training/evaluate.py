@@ -15,7 +15,7 @@ from torch import nn
 from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
-from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.ranks import World
 from mmpretrain.core.types import Codec, StepReport
 from mmpretrain.evaluation.base import EvaluationContext, Rows
@@ -101,12 +101,16 @@ class Evaluator:
 
     def check(self) -> None:
         """Refuse before the first step the shards and files that a task would refuse after hours of them."""
-        for task in self.config.evaluation.tasks.values():
+        for name, task in self.config.evaluation.tasks.items():
             task.check_files()
             task.check_model(self.context.model)
-            for shards in task.shard_sets:
-                if shards is not None:
-                    open_sources({"evaluation": shards}, self.context.codecs)
+            for shards in filter(None, task.shard_sets):
+                (source,) = open_sources({"evaluation": shards}, self.context.codecs)
+                if task.modalities and all(held.isdisjoint(task.modalities) for held in source.together):
+                    raise DataError(
+                        f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards holds "
+                        f"any of these; name other shards, or remove the task"
+                    )
 
     def run(self, report: StepReport) -> None:
         """Communicates."""

@@ -200,6 +200,18 @@ def test_a_row_without_any_modality_stays_finite_forward_and_backward(config):
 
 
 @ALL_KINDS
+def test_rows_that_lack_modalities_stay_finite_in_bf16(config):
+    fusion, inputs, masks = three(config)
+    fusion, inputs = fusion.float(), {m: tensor.float() for m, tensor in inputs.items()}
+    masks["image"][3] = masks["text"][3] = False  # now the fourth row has nothing at all
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused = fusion(inputs, masks)
+    fused["pooled"].float().square().sum().backward()
+    assert torch.isfinite(fused["pooled"]).all()
+    assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
+
+
+@ALL_KINDS
 def test_every_parameter_learns_when_all_modalities_are_there(config):
     fusion, inputs, _ = three(config)
     fused = fusion(inputs, {})
