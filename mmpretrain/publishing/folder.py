@@ -83,7 +83,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 def write_layouts(model: MultimodalTransformer, folder: Path, tokenizer: Path | None) -> dict[str, list[str]]:
     """Our own model with processor, tokenizer and probe, and the layouts that fit; returns each layout's obstacles."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=model.published_state())
     inputs = model.config.parsed_model().inputs
     image, text = inputs.get("image"), inputs.get("text")
     if image is not None:
@@ -108,7 +108,7 @@ def _write_record(
     contents = Contents(
         architecture=model.config.model,
         objectives=model.config.objectives,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(p.numel() for name, p in model.named_parameters() if name in model.published_state()),
         obstacles=obstacles,
         results=results,
         usage=usage,

@@ -38,6 +38,7 @@ from mmpretrain.training.hooks import (
     StopOnDivergence,
     TraceSamples,
     Verdict,
+    WarnBelow,
     WriteSkippedSteps,
 )
 from mmpretrain.training.loop import Parts
@@ -53,6 +54,8 @@ from mmpretrain.training.text import prepare_tokenizer
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
+COLLAPSED = 0.1
+"""Standard deviation of a teacher's targets below which data2vec's own code stops (arXiv 2202.03555)."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,7 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     evaluator = Evaluator(config, context, world, folder, trackers)
     _first_on_main(evaluator.check)
     ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
-    weights = {name: objective.weight for name, objective in config.objectives.items()}
-    reporter = Reporter(weights, config.global_batch_size, requests, config.trace_samples, device)
+    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device)
     parts = Parts(
         engine=engine,
         batches=loader.from_step(start),
@@ -190,6 +192,7 @@ def _hooks(config: RunConfig, folder: RunFolder, world: World, trackers: Tracker
     if not world.is_main:
         return shared
     mine: list[Hook] = [Do(trackers.log), WriteSkippedSteps(folder.path / "skipped.jsonl"), Heartbeat(folder)]
+    mine.append(WarnBelow("train/target_std", COLLAPSED, "the teacher says the same of every patch; lower the rate"))
     if config.trace_samples:
         mine.append(TraceSamples(folder.path / "samples.jsonl"))
     return mine + shared

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import deepspeed
 import torch
@@ -22,6 +23,7 @@ from mmpretrain.core.collectives import all_reduce_sum, world_size
 from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.training.fragments import move_average
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
 
@@ -43,6 +45,10 @@ class StepResult:
     """Objective -> sum of this rank, fp32 []; divide by `counts` after summing over ranks."""
     counts: Mapping[str, Tensor]
     """Objective -> targets in the global batch, fp32 []."""
+    weights: Mapping[str, float]
+    """Objective -> what it weighed in the total loss of this step."""
+    scheduled: tuple[str, ...]
+    """Objectives whose weight changes over the steps."""
     metrics: Mapping[str, Tensor]
     grad_norm: float
     """Global L2 norm before clipping; not finite when the step was skipped."""
@@ -66,8 +72,16 @@ class Engine:
     def stage(self) -> int:
         return self.config.zero_stage
 
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start of the run, skipped ones and those before a checkpoint counted."""
+        return int(self.deepspeed.global_steps)
+
     def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
         """Train on this rank's micro-batches of one global batch. Communicates."""
+        if self.steps_done == 0:
+            self._after_step()
+        self.model.weigh(self.steps_done)
         micro = [self.to_device(batch.tensors) for batch in batches]
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
@@ -75,16 +89,24 @@ class Engine:
             group["lr"] = lr
         skipped_before = self.deepspeed.skipped_steps
         outputs = [self._forward_backward(part, scales) for part in self._parts(micro)]
+        skipped = self.deepspeed.skipped_steps > skipped_before
+        if not skipped:
+            self._after_step()
         return StepResult(
             losses={name: _total(outputs, f"sum.{name}") for name in counts},
             counts=counts,
+            weights=self.model.weights,
+            scheduled=self.model.scheduled,
             metrics=_means(outputs, "metric."),
             grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
-            skipped=self.deepspeed.skipped_steps > skipped_before,
+            skipped=skipped,
         )
 
     def to_device(self, tensors: TensorDict) -> TensorDict:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def _after_step(self) -> None:
+        self.model.after_step(self.steps_done, partial(move_average, self.stage))
 
     def _parts(self, micro: list[TensorDict]) -> list[list[TensorDict]]:
         """What goes through one engine forward: the whole share of the rank when a loss spans the batch."""
