@@ -13,6 +13,7 @@ import typer
 
 from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_data import data_commands
+from mmpretrain.cli_demo import demo_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -22,23 +23,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(demo_commands)
 app.add_typer(data_commands, name="data")
 app.add_typer(config_commands, name="config")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="E.g. optimizer.lr=1e-4.")]
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where everything is written.")] = Path(
-        "runs/demo"
-    ),
-) -> None:
-    """Make shards, pretrain on two ranks, evaluate, report and publish, in minutes on a CPU."""
-    from mmpretrain.demo import demo as run_demo
-
-    run_demo(folder)
 
 
 @app.command()

@@ -241,30 +241,37 @@ def _objective_rules(run: RunConfig) -> Iterator[Rule]:
 
 
 def _codec_rules(run: RunConfig) -> Iterator[Rule]:
-    towers, codecs = run.model.towers, run.data.codecs
+    readers, codecs = run.model.readers, run.data.codecs
     labels: dict[str, FieldSpec] = {}
     for objective_name, objective in run.objectives.items():
         for name, spec in objective.input_fields.items():
             path = ("objectives", objective_name)
-            if name in towers:
+            if name in readers:
                 yield path, f"reads {name} as a label, but that is a tower's input; name the label otherwise"
             if labels.setdefault(name, spec) != spec:
                 yield path, f"reads {name} in another form than an objective before it; give it a label of its own"
-    for name in towers.keys() - codecs.keys():
-        yield ("data", "codecs"), f"has no codec for the tower {name}; add {name}: {{kind: {name}}}"
-    for name in labels.keys() - codecs.keys() - towers.keys():
+    for name in readers.keys() - codecs.keys():
+        what = f"the tower {name}" if readers[name] == name else f"{name}, which shares the tower {readers[name]}"
+        yield ("data", "codecs"), f"has no codec for {what}; add {name}: {_codec_of(name, readers[name])}"
+    for name in labels.keys() - codecs.keys() - readers.keys():
         yield ("data", "codecs"), f"has no codec for the label {name}; add {name}: {{kind: label, field: {name}}}"
-    for name in codecs.keys() - towers.keys() - labels.keys():
+    for name in codecs.keys() - readers.keys() - labels.keys():
         yield (
             ("data", "codecs", name),
             f"the model has no tower {name} and no objective reads it; remove the codec or add model.towers.{name}",
         )
     for name, codec in codecs.items():
         kind = kind_of(type(codec))
-        if name in labels and name not in towers and (kind != "label" or codec.makes != name):
+        if name in labels and name not in readers and (kind != "label" or codec.makes != name):
             yield ("data", "codecs", name), f"is to make the label {name}; write {name}: {{kind: label, field: {name}}}"
-        elif name not in labels and kind != name:
-            yield ("data", "codecs", name), f"decodes {kind}; set its kind to {name}"
+        elif name in readers and kind != readers[name]:
+            yield ("data", "codecs", name), f"decodes {kind}; set its kind to {readers[name]}"
+        elif name in readers and codec.makes != name:
+            yield ("data", "codecs", name), f"fills the field {codec.makes}; only texts and labels can be given another"
+
+
+def _codec_of(name: str, kind: str) -> str:
+    return f"{{kind: {kind}}}" if name == kind else f"{{kind: {kind}, field: {name}, key: {name}}}"
 
 
 def _task_rules(run: RunConfig) -> Iterator[Rule]:
@@ -282,8 +289,8 @@ def _task_rules(run: RunConfig) -> Iterator[Rule]:
 
 def _missing_towers(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:
     for modality in modalities:
-        if modality not in run.model.towers:
-            known = ", ".join(run.model.towers)
+        if modality not in run.model.readers:
+            known = ", ".join(run.model.readers)
             yield path, f"needs the tower {modality}, the model has {known}; add model.towers.{modality} or remove it"
 
 

@@ -1,7 +1,7 @@
 """The model as objectives see it for one chunk of rows: every encoding is computed once, when first asked for.
 
-Enter: the parts of a model and a batch of tensors. Leave: tower outputs, unit embeddings, fused tokens. Refused: a
-tower or a fusion the model does not have. Legend as in `objectives/base.py`.
+Enter: the parts of a model by input (inputs may share a tower) and a batch of tensors. Leave: tower outputs, unit
+embeddings, fused tokens. Refused: a tower or a fusion the model does not have. Legend as in `objectives/base.py`.
 """
 
 from collections.abc import Mapping

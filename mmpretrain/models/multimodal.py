@@ -66,12 +66,13 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         projections = {m: _projection(m, model.towers[m], widths[m], model.embed_dim) for m in towers}
         self.towers = nn.ModuleDict(towers)
         self.projections = nn.ModuleDict(projections)
-        self.fusion = model.fusion.build(widths)
+        self.readers = dict(sorted(model.readers.items()))
+        self.fusion = model.fusion.build({name: widths[tower] for name, tower in self.readers.items()})
         self.facts = ModelFacts(
             embed_dim=model.embed_dim,
-            towers={modality: tower.facts() for modality, tower in towers.items()},
+            towers={name: towers[tower].facts() for name, tower in self.readers.items()},
             fusion_width=None if self.fusion is None else self.fusion.width,
-            build_tower=lambda modality: model.towers[modality].build(modality),
+            build_tower=lambda name: model.towers[model.readers[name]].build(model.readers[name]),
         )
         for name, objective in objectives.items():
             _check_objective(name, objective, model)
@@ -133,7 +134,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     def after_step(self, step: int, average: Average) -> None:
         """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""
         for objective in self._objectives().values():
-            objective.after_step(step, self._towers(), average)
+            objective.after_step(step, self._read_by(), average)
 
     def published_state(self) -> TensorDict:
         """All weights but those that training alone needs."""
@@ -159,7 +160,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     def encoder(self, batch: TensorDict) -> Encoder:
         """The model as objectives see it, over these rows; run it under the caller's autocast."""
         projections = cast(Mapping[str, nn.Module], self.projections)
-        return ChunkEncoder(self._towers(), projections, self.fusion, batch)
+        projected_by = {name: projections[tower] for name, tower in self.readers.items()}
+        return ChunkEncoder(self._read_by(), projected_by, self.fusion, batch)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the inputs of every transformer block while training, and compute the rest again."""
@@ -238,6 +240,11 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         device = next(iter(batch.values())).device
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
+    def _read_by(self) -> Mapping[str, Tower]:
+        """Every input -> the tower that reads it."""
+        towers = self._towers()
+        return {name: towers[tower] for name, tower in self.readers.items()}
+
     def _towers(self) -> Mapping[str, Tower]:
         return cast(Mapping[str, Tower], self.towers)
 
@@ -281,10 +288,11 @@ def _parse_objective(name: str, fields: Mapping[str, Any]) -> ObjectiveConfig:
 
 
 def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) -> None:
-    missing = sorted(set(objective.modalities) - set(model.towers))
+    missing = sorted(set(objective.modalities) - set(model.readers))
     if missing:
+        known = ", ".join(sorted(model.readers))
         raise ConfigError(
-            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(model.towers))}; "
+            f"objective {name} needs the towers {', '.join(missing)}, the model has {known}; "
             "add them under model.towers or remove the objective"
         )
     if lack := model.lacking_fusion(objective):

@@ -104,14 +104,13 @@ class Evaluator:
         for name, task in self.config.evaluation.tasks.items():
             task.check_files()
             task.check_model(self.context.model)
-            for shards in task.shard_sets:
-                if shards is not None:
-                    (source,) = open_sources({"evaluation": shards}, self.context.codecs)
-                    if all(held.isdisjoint(task.modalities) for held in source.together):
-                        raise DataError(
-                            f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards "
-                            f"holds any of these; name other shards, or remove the task"
-                        )
+            for shards in filter(None, task.shard_sets):
+                (source,) = open_sources({"evaluation": shards}, self.context.codecs)
+                if task.modalities and all(held.isdisjoint(task.modalities) for held in source.together):
+                    raise DataError(
+                        f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards holds "
+                        f"any of these; name other shards, or remove the task"
+                    )
 
     def run(self, report: StepReport) -> None:
         """Communicates."""

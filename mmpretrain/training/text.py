@@ -1,4 +1,4 @@
-"""The tokenizer of a run: the one that the config names, or one trained from the captions and kept in the run folder.
+"""The tokenizer of a run: the one that the config names, or one trained from the texts it reads, in the run folder.
 
 Enter: a RunConfig. Leave: where the tokenizer lies and what a text tower must know of it; None for runs without text.
 """
@@ -6,6 +6,7 @@ Enter: a RunConfig. Leave: where the tokenizer lies and what a text tower must k
 from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts, train_tokenizer
 from mmpretrain.config import RunConfig
 from mmpretrain.core.types import TokenizerFacts
+from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.training.ranks import on_main
 from mmpretrain.training.run_folder import RunFolder
 
@@ -24,5 +25,11 @@ def _choose(config: RunConfig, folder: RunFolder) -> str:
         return settings.path
     if not folder.tokenizer.exists():
         shards = [pattern for source in config.data.train.sources.values() for pattern in source.shards]
-        train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer)
+        train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer, _keys(config))
     return str(folder.tokenizer)
+
+
+def _keys(config: RunConfig) -> tuple[str | None, ...]:
+    """Where the texts of the run stand in its samples."""
+    codecs = (codec for _, codec in sorted(config.data.codecs.items()))
+    return tuple(codec.key for codec in codecs if isinstance(codec, TextCodecConfig))
