@@ -23,6 +23,7 @@ from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.modalities.image import ImageCodecConfig
 from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.finetune import FinetuneConfig, unknown_towers
 from mmpretrain.objectives.base import ObjectiveConfig, expand_all
 from mmpretrain.tracking.base import TrackerConfig
 
@@ -169,6 +170,8 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     model: ModelConfig
     """Towers, fusion, embedding."""
+    finetune: FinetuneConfig | None = None
+    """What to start from and what learns, for `mmpretrain finetune`; null: everything learns, from its own start."""
     objectives: dict[str, ObjectiveUnion]
     """Name -> objective; each reports train/loss_<name>, one of several pairs train/loss_<name>_<first>_<second>."""
     data: RunDataConfig
@@ -185,6 +188,8 @@ class RunConfig(Config):
         yield from _objective_rules(self)
         yield from _codec_rules(self)
         yield from _task_rules(self)
+        if self.finetune is not None:
+            yield from unknown_towers(self.finetune, self.model.towers)
         if self.precision == "fp16" and self.zero_stage == 0:
             yield (
                 ("precision",),

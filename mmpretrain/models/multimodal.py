@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
@@ -143,6 +144,15 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for name, tensor in self.state_dict().items()
             if not name.startswith(tuple(self._scaffolding()))
         }
+
+    def train(self, mode: bool = True) -> MultimodalTransformer:
+        """As everywhere, but batch norm whose weights are frozen keeps its statistics too."""
+        super().train(mode)
+        for module in self.modules():
+            learns = [parameter.requires_grad for parameter in module.parameters()]
+            if isinstance(module, _BatchNorm) and learns and not any(learns):
+                module.train(False)
+        return self
 
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""

@@ -84,9 +84,16 @@ def _summary(facts: PublishFacts, contents: Contents) -> str:
     lines.append(
         f"A multimodal transformer with towers {described}, fusion {_kind(contents.architecture.get('fusion'))} and a "
         f"common embedding space of {contents.architecture.get('embed_dim')} dimensions; {contents.num_parameters:,} "
-        f"parameters. Pretrained with mmpretrain for {facts.steps:,} steps, {facts.samples_seen:,} samples."
+        f"parameters. {_origin(facts)} with mmpretrain for {facts.steps:,} steps, {facts.samples_seen:,} samples."
     )
     return "\n\n".join(lines)
+
+
+def _origin(facts: PublishFacts) -> str:
+    parent = facts.parent
+    if parent is None:
+        return "Pretrained"
+    return f"Fine-tuned from {parent.source} ({parent.description}, weights `{parent.digest}`)"
 
 
 def _usage(contents: Contents) -> str:

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +23,8 @@ from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import key_of
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.parent import Parent
+from mmpretrain.models.trained_parts import prepare
 from mmpretrain.tracking.base import RunFacts
 from mmpretrain.tracking.fanout import Trackers, build_trackers
 from mmpretrain.training import checkpoint
@@ -44,16 +45,16 @@ from mmpretrain.training.hooks import (
 from mmpretrain.training.loop import Parts
 from mmpretrain.training.manifest import Position, retain
 from mmpretrain.training.parts import build_codecs, source_facts
-from mmpretrain.training.ranks import device_name, on_main
+from mmpretrain.training.ranks import device_name, first_on_main, on_main
 from mmpretrain.training.reporting import Reporter
 from mmpretrain.training.requests import Requests
 from mmpretrain.training.run_folder import RunFolder, State
 from mmpretrain.training.schedule import learning_rate
 from mmpretrain.training.sources import check_sources
 from mmpretrain.training.text import prepare_tokenizer
+from mmpretrain.training.warm_start import find_parent, start_from
 
 log = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
 COLLAPSED = 0.1
 """Standard deviation of a teacher's targets below which data2vec's own code stops (arXiv 2202.03555)."""
 
@@ -86,12 +87,13 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device)))
     configure_logging(world, folder.path)
     _make_deterministic(config)
-    tokenizer, facts = prepare_tokenizer(config, folder)
+    parent = find_parent(config, folder)
+    tokenizer, facts = prepare_tokenizer(config, folder, parent)
     model_config = resolve(config.model, facts)
     codecs = build_codecs(config, model_config, tokenizer)
-    loader = _first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
+    loader = first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
     check_sources(config, loader)
-    engine = _build_engine(config, model_config, world, device)
+    engine = _build_engine(config, model_config, world, device, folder, parent)
     start = _restore(config, engine, folder, world, loader.fingerprint)
     if world.is_main:  # a run that was refused has left the record of the one before as it was
         folder.rewind(start)
@@ -100,7 +102,7 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     trackers = _build_trackers(config, folder, attempt, start, world)
     context = evaluation_context(config, engine.model, codecs, world, device, folder.path)
     evaluator = Evaluator(config, context, world, folder, trackers)
-    _first_on_main(evaluator.check)
+    first_on_main(evaluator.check)
     ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
     reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device)
     parts = Parts(
@@ -117,13 +119,6 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     return Run(parts, folder, trackers, world)
 
 
-def _first_on_main(action: Callable[[], ResultT]) -> ResultT:
-    """Run on the main rank, then on the others, which find what it left on disk (shard indexes). Communicates."""
-    mine: list[ResultT] = []
-    on_main(lambda: mine.append(action()))
-    return mine[0] if mine else action()
-
-
 def order_hash(config: RunConfig, fingerprint: str) -> str:
     """What fixes which sample stands at which position: the loader's fingerprint and the global batch."""
     return f"{fingerprint}-{config.global_batch_size}"
@@ -135,10 +130,21 @@ def _make_deterministic(config: RunConfig) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _build_engine(config: RunConfig, model_config: ModelConfig, world: World, device: torch.device) -> Engine:
+def _build_engine(
+    config: RunConfig,
+    model_config: ModelConfig,
+    world: World,
+    device: torch.device,
+    folder: RunFolder,
+    parent: Parent | None,
+) -> Engine:
     """Every rank draws the same initial weights; afterwards each has random streams of its own."""
     torch.manual_seed(key_of(config.seed, "weights") >> 1)
     model = MultimodalTransformer.create(model_config, config.objectives)
+    if parent is not None:
+        start_from(parent, model, folder, world)
+    if config.finetune is not None:
+        prepare(model, config.finetune)
     nn.Module.to(model, device)
     engine = Engine(model, config, device)
     torch.manual_seed(key_of(config.seed, "rank", world.rank) >> 1)

@@ -23,6 +23,7 @@ from mmpretrain.core.collectives import all_reduce_sum, world_size
 from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.trained_parts import learning_rate_shares
 from mmpretrain.training.fragments import move_average
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
@@ -86,7 +87,7 @@ class Engine:
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_share"]
         skipped_before = self.deepspeed.skipped_steps
         outputs = [self._forward_backward(part, scales) for part in self._parts(micro)]
         skipped = self.deepspeed.skipped_steps > skipped_before
@@ -233,9 +234,10 @@ def _initialize(model: MultimodalTransformer, config: RunConfig, backwards_per_s
     # On CPU this op is compiled at start-up, which takes half a minute and a compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+    shares = None if config.finetune is None else learning_rate_shares(model, config.finetune)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=build_optimizer(model, config.optimizer, config.zero_stage),
+        optimizer=build_optimizer(model, config.optimizer, config.zero_stage, shares),
         config=deepspeed_config(config, backwards_per_step, world_size()),
     )
     if config.zero_stage == 0 and world_size() == 1:

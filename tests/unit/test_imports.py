@@ -26,7 +26,7 @@ RANKS = {
     "training": 5,
 }
 CORE_ALONE = ("launcher", "data_pipeline", "tracking")
-SHELL = ("cli", "train", "demo", "gate", "__main__")
+SHELL = ("cli", "train", "finetune", "demo", "gate", "__main__")
 JOINS = {
     ("config", "data_pipeline"): "config classes of the data part",
     ("config", "tracking"): "config classes of trackers",

@@ -5,6 +5,7 @@ tower cannot read. Shape legend: B rows, L content tokens, P prefix tokens, D wi
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor
@@ -35,6 +36,12 @@ class Tower(Layered):
 
     def load_pretrained(self) -> None:
         """Take over the weights the config names, once, when a model is created; most towers have none."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in the order in which tokens pass them; by default the longest list of modules of one class."""
+        lists = [module for module in self.modules() if isinstance(module, nn.ModuleList)]
+        alike = [list(each) for each in lists if len({type(module) for module in each}) == 1]
+        return max(alike, key=len, default=[])
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Score hidden states [N, D] against the word embeddings: [N, vocab]."""
