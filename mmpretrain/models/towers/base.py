@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
