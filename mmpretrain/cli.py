@@ -13,6 +13,7 @@ import typer
 
 from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_data import data_commands
+from mmpretrain.cli_use import add_use_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -99,6 +100,9 @@ def report(
     from mmpretrain.tracking.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+add_use_commands(app)
 
 
 def _choose_accelerator() -> None:
