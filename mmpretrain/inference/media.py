@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmpretrain.core.captions import TEXT_EXTENSION
 from mmpretrain.core.containers import require
 from mmpretrain.core.errors import SampleError
 from mmpretrain.core.media_types import sniff
@@ -34,13 +33,24 @@ def media_members(media: Media) -> Mapping[str, bytes]:
     return {extension: content}
 
 
-def text_members(text: str | Path | bytes) -> Mapping[str, bytes]:
-    """The member that holds a text; a `str` is the text itself, a `Path` a file of it."""
-    if isinstance(text, str):
-        return {TEXT_EXTENSION: text.encode()}
-    if isinstance(text, Path | bytes):
-        return {TEXT_EXTENSION: _content(text)}
-    raise SampleError(f"saw {type(text).__name__}, expected text")
+def text_of(media: Media) -> str:
+    """A text; a `str` is the text itself, a `Path` a file of it."""
+    if isinstance(media, str):
+        text = media
+    elif isinstance(media, Path | bytes):
+        text = _decoded(_content(media))
+    else:
+        raise SampleError(f"saw {type(media).__name__}, expected text")
+    if not text.strip():
+        raise SampleError("the text is blank")
+    return text.strip()
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise SampleError(f"the text is not UTF-8: {error}") from error
 
 
 def read_file(path: Path) -> bytes:

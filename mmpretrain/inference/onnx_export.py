@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mmpretrain.core.containers import require
 from mmpretrain.core.errors import ConfigError, MMPretrainError
-from mmpretrain.core.types import FieldSpec, TensorDict
+from mmpretrain.core.types import Array, FieldSpec
+from mmpretrain.evaluation.base import CaptionCodec
 from mmpretrain.inference.model import Model
 from mmpretrain.objectives.supervised import Supervised
 
@@ -112,36 +113,35 @@ def _fields(model: Model, modality: str) -> dict[str, FieldSpec]:
     return {name: fields[name] for name in (modality, f"{modality}.mask") if name in fields}
 
 
-def example_rows(model: Model, fields: Mapping[str, FieldSpec], rows: int) -> TensorDict:
-    """Noise as a codec could have made it, with masks that hide more in each row."""
+def example_rows(model: Model, fields: Mapping[str, FieldSpec], rows: int) -> tuple[Tensor, ...]:
+    """Inputs as the codecs could have made them: texts, noise, and masks that hide more in each row."""
+    texts = [f"{'a red square and ' * number}a blue circle" for number in range(rows)]
+    words = {
+        name: array
+        for modality in fields
+        if isinstance(codec := model.processor.codecs.get(modality), CaptionCodec)
+        for name, array in codec.encode(texts).items()
+    }
     draw = np.random.default_rng(_SEED + rows)
-    examples: TensorDict = {}
-    for name, spec in fields.items():
-        shape = (rows, *spec.shape)
-        if spec.dtype == "bool":
-            kept = np.linspace(spec.shape[0], 1, rows).astype(np.int64)
-            array = np.broadcast_to(np.arange(spec.shape[0]) < kept[:, None], shape)
-        elif np.issubdtype(np.dtype(spec.dtype), np.integer):
-            low, high = _range(model, name, spec)
-            array = draw.integers(low, high, shape)
-        else:
-            array = draw.standard_normal(shape)
-        examples[name] = torch.from_numpy(np.ascontiguousarray(array, spec.dtype))
-    return examples
+    found = (words[name] if name in words else _noise(spec, rows, draw) for name, spec in fields.items())
+    return tuple(torch.from_numpy(array) for array in found)
 
 
-def _range(model: Model, name: str, spec: FieldSpec) -> tuple[int, int]:
-    """Whole numbers from the first to below the second."""
-    words = model.network.facts.towers[name].vocab_size
-    if words is not None:
-        return 0, words
-    limits = np.iinfo(spec.dtype)
-    return limits.min // 4, limits.max // 4 if limits.min else limits.max + 1
+def _noise(spec: FieldSpec, rows: int, draw: np.random.Generator) -> Array:
+    shape = (rows, *spec.shape)
+    if spec.dtype == "bool":
+        kept = np.linspace(spec.shape[0], 1, rows).astype(np.int64)
+        return np.ascontiguousarray(np.broadcast_to(np.arange(spec.shape[0]) < kept[:, None], shape))
+    if spec.dtype == "uint8":
+        return draw.integers(0, 256, shape, np.uint8)
+    if spec.dtype == "int16":
+        return draw.integers(-8000, 8000, shape, np.int16)
+    return draw.standard_normal(shape).astype(spec.dtype)
 
 
 def _write(graph: Graph, model: Model, path: Path, name: str) -> None:
     rows = torch.export.Dim("rows")
-    example = tuple(example_rows(model, graph.fields, _TRACED_ROWS).values())
+    example = example_rows(model, graph.fields, _TRACED_ROWS)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of names of shapes that two inputs share
         try:
@@ -167,7 +167,7 @@ def _compare(graph: Graph, model: Model, path: Path, name: str) -> float:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for rows in CHECKED_ROWS:
-        example = list(example_rows(model, graph.fields, rows).values())
+        example = example_rows(model, graph.fields, rows)
         given = {name: tensor.numpy() for name, tensor in zip(graph.input_names, example, strict=True)}
         (answer,) = session.run([graph.output], given)
         with torch.no_grad():

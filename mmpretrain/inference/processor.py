@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoProcessor
 from mmpretrain.core.errors import CheckpointError, DataError, SampleError
 from mmpretrain.core.types import Array, Codec, TensorDict
 from mmpretrain.evaluation.base import CaptionCodec
-from mmpretrain.inference.media import Media, media_members, text_members
+from mmpretrain.inference.media import Media, media_members, text_of
 from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.multimodal import MultimodalConfig
@@ -49,8 +49,9 @@ class Processor:
 
     @property
     def text_modality(self) -> str | None:
-        """The modality that reads texts, if any."""
-        return next((name for name, codec in self.codecs.items() if isinstance(codec, CaptionCodec)), None)
+        """The modality that reads texts, if any; the one of that name where several do."""
+        texts = [name for name, codec in self.codecs.items() if isinstance(codec, CaptionCodec)]
+        return "text" if "text" in texts else next(iter(texts), None)
 
     def __call__(self, **inputs: Inputs) -> TensorDict:
         """Batch fields by name, "text" and "text.mask" say, with as many rows as a modality has inputs."""
@@ -69,8 +70,9 @@ class Processor:
     def decode(self, modality: str, media: Media) -> dict[str, Array]:
         """The fields of one input; SampleError says why it cannot be used."""
         codec = self.codec(modality)
-        members = text_members(media) if isinstance(codec, CaptionCodec) else media_members(media)  # type: ignore[arg-type]
-        return codec.decode(members, None)
+        if isinstance(codec, CaptionCodec):
+            return {name: rows[0] for name, rows in codec.encode([text_of(media)]).items()}
+        return codec.decode(media_members(media), None)
 
     def _row(self, modality: str, number: int, media: Media) -> dict[str, Array]:
         try:

@@ -46,12 +46,15 @@ def embed(model: MultimodalTransformer, modality: str, inputs: TensorDict) -> Te
 
 
 def probe_inputs(config: ModelConfig, vocabulary: dict[str, int | None]) -> TensorDict:
-    """Noise of the towers' shapes: bytes for pixels, ids with an end token and padding for text."""
+    """Noise of the towers' shapes: bytes for pixels, samples for sound, ids with an end token and padding for text."""
     generator = torch.Generator().manual_seed(SEED)
     inputs: TensorDict = {}
     for modality, spec in sorted(config.inputs.items()):
         if spec.dtype == "uint8":
             inputs[modality] = torch.randint(0, 256, (ROWS, *spec.shape), dtype=torch.uint8, generator=generator)
+        elif spec.dtype == "int16":
+            loud = torch.randint(-8000, 8000, (ROWS, *spec.shape), dtype=torch.int16, generator=generator)
+            inputs[modality] = loud
         elif spec.dtype == "int64":
             inputs |= _texts(modality, spec, vocabulary[modality], _eos_id(config, modality), generator)
         else:
