@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar() -> Progress:
     """A bar with count, time gone and time left; it shows nothing where stderr is no terminal."""
     console = Console(stderr=True)
+    console.quiet = not console.is_terminal  # it would end with an empty line there
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

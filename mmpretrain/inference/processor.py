@@ -78,7 +78,8 @@ class Processor:
         try:
             return self.decode(modality, media)
         except SampleError as error:
-            name = f" ({media})" if isinstance(media, str | Path) else ""
+            is_file = isinstance(media, Path) or (isinstance(media, str) and modality != self.text_modality)
+            name = f" ({media})" if is_file else ""
             raise DataError(f"{modality} input {number}{name}: {error}") from error
 
 
