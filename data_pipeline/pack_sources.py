@@ -49,13 +49,13 @@ class Dropped:
 
 def read_captions(table: Path, media_column: str | None, caption_column: str | None) -> dict[str, list[str]]:
     """Media path -> its captions, both in the order of the table; rows without a caption leave an empty list."""
-    rows = _rows(table)
+    rows = read_rows(table)
     try:
         first = next(rows)
     except StopIteration as error:
         raise DataError(f"{table} holds no rows; it needs a column of file names and one of captions") from error
-    media = _choose_column(table, first, media_column, MEDIA_COLUMNS, "--image-column")
-    caption = _choose_column(table, first, caption_column, CAPTION_COLUMNS, "--caption-column")
+    media = choose_column(table, first, media_column, MEDIA_COLUMNS, "--image-column")
+    caption = choose_column(table, first, caption_column, CAPTION_COLUMNS, "--caption-column")
     captions: dict[str, list[str]] = {}
     for number, row in enumerate(itertools.chain([first], rows), 1):
         name = row.get(media)
@@ -128,7 +128,8 @@ def _why_unusable(folder: Path, path: str, captions: list[str]) -> str | None:
     return None if captions else "no row gives it a caption"
 
 
-def _rows(table: Path) -> Iterator[Row]:
+def read_rows(table: Path) -> Iterator[Row]:
+    """The rows of a CSV, TSV, JSONL or Parquet file, column -> value."""
     if not table.is_file():
         raise DataError(f"captions file {table} does not exist")
     kind = table.suffix.lower()
@@ -177,7 +178,7 @@ def _parquet_rows(table: Path) -> Iterator[Row]:
         raise DataError(f"{table} is no readable Parquet: {error}") from error
 
 
-def _choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str], option: str) -> str:
+def choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str], option: str) -> str:
     columns = ", ".join(row)
     if asked is not None:
         if asked not in row:

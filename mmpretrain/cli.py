@@ -15,6 +15,7 @@ from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_demo import demo_commands
 from mmpretrain.cli_finetune import finetune
+from mmpretrain.cli_use import add_use_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -92,6 +93,9 @@ def report(
     from mmpretrain.tracking.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+add_use_commands(app)
 
 
 def _choose_accelerator() -> None:

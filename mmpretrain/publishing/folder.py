@@ -20,11 +20,13 @@ from pathlib import Path
 import yaml
 from transformers import AutoTokenizer
 
+from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.publishing.card import Contents, render_card
 from mmpretrain.publishing.exports import image_processor, write_exports
 from mmpretrain.publishing.facts import PublishError, PublishFacts, check_facts
 from mmpretrain.publishing.probe import write_probe
+from mmpretrain.publishing.processor import write_codecs
 from mmpretrain.publishing.usage import usage_examples
 from mmpretrain.publishing.verify import Results, verify_in_fresh_process
 
@@ -45,16 +47,24 @@ class Published:
 
 
 def publish_model(
-    model: MultimodalTransformer, out: Path, facts: PublishFacts, tokenizer: Path | None = None
+    model: MultimodalTransformer,
+    out: Path,
+    facts: PublishFacts,
+    tokenizer: Path | None = None,
+    codecs: Mapping[str, CodecConfig] | None = None,
 ) -> Published:
-    """Write, verify and put in place."""
+    """Write, verify and put in place; `codecs`: what made the inputs in training, by the batch field each makes."""
     check_facts(facts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PublishError(f"{out} already holds something; publish to a new folder, or remove it first")
     with _beside(out) as folder:
         obstacles = write_layouts(model, folder, tokenizer)
         layouts = [name for name, reasons in obstacles.items() if not reasons]
-        usage = usage_examples(layouts, tokenizer is not None, set(model.facts.towers))
+        if codecs is not None:
+            write_codecs(codecs, folder)
+        inputs = model.config.parsed_model().inputs
+        has_words = tokenizer is not None or all(spec.dtype != "int64" for spec in inputs.values())
+        usage = usage_examples(layouts, inputs, codecs is not None and has_words)
         for name, source in usage.items():
             (folder / name).write_text(source, encoding="utf-8")
         results = verify_in_fresh_process(folder)

@@ -24,6 +24,7 @@ RANKS = {
     "evaluation": 4,
     "publishing": 4,
     "training": 5,
+    "inference": 6,
 }
 CORE_ALONE = ("launcher", "data_pipeline", "tracking")
 SHELL = ("cli", "train", "finetune", "demo", "gate", "__main__")
@@ -33,6 +34,7 @@ JOINS = {
     ("config", "evaluation"): "config classes of evaluation tasks",
     ("training", "data_pipeline"): "the composition root joins data and model",
     ("training", "tracking"): "the composition root joins trackers",
+    ("inference", "data_pipeline"): "a model at work reads shards, indexes and tables",
 }
 
 
