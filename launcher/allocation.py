@@ -17,6 +17,8 @@ from mmpretrain.core.run_files import node_name
 
 _PR_SET_PDEATHSIG = 1
 TOOL_TIMEOUT_S = 180.0
+TIME_LIMIT, PREEMPTION, ENDED = "time limit", "preemption", "the scheduler ends the job"
+SCHEDULERS_REASONS = (TIME_LIMIT, PREEMPTION, ENDED)
 
 
 class Allocation(Protocol):
@@ -30,6 +32,11 @@ class Allocation(Protocol):
     @property
     def nodes(self) -> tuple[str, ...]:
         """Names, the one of rank 0 first."""
+        ...
+
+    @property
+    def requeues(self) -> bool:
+        """Whether a job that was asked to stop goes on later by itself."""
         ...
 
     def start(self, attempt: int, port: int) -> subprocess.Popen[bytes]:
@@ -78,6 +85,10 @@ class LocalAllocation:
     @property
     def nodes(self) -> tuple[str, ...]:
         return (node_name(),)
+
+    @property
+    def requeues(self) -> bool:
+        return False
 
     def start(self, attempt: int, port: int) -> subprocess.Popen[bytes]:
         command = render.local_step(self.spec, port, attempt)

@@ -1,7 +1,7 @@
 """`python -m launcher.preflight RUN ATTEMPT`: is this node able to take part; a moment's work before each attempt.
 
-Enter: the job of a run folder. Leave: `preflight/attempt-N/NODE.json`, one a node, with what it is and what is wrong with
-it. The supervisor compares them: nodes that differ from most of the others are at fault, faults of all are the job's.
+Enter: the job of a run folder. Leave: `preflight/attempt-N/NODE.json`, one a node, with what it is and what is wrong
+with it. The supervisor compares them: nodes unlike most others are at fault, faults of all nodes are the job's.
 """
 
 import hashlib

@@ -87,11 +87,8 @@ def directives(spec: JobSpec, exclude: Sequence[str]) -> list[str]:
         "exclusive": "" if spec.gpus_per_node >= 8 else None,
     }
     options |= cluster.sbatch
-    return [
-        f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}"
-        for name, value in options.items()
-        if value is not None
-    ]
+    chosen = {name: value for name, value in options.items() if value is not None}
+    return [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in chosen.items()]
 
 
 def _environment(spec: JobSpec) -> str:
@@ -151,9 +148,8 @@ def local_step(spec: JobSpec, port: int, attempt: int) -> list[str]:
 
 def slurm_step(spec: JobSpec, address: str, port: int, attempt: int) -> list[str]:
     """All ranks of an attempt: one launcher a node, which learns the number of its node there."""
-    launch = (
-        shlex.join(torchrun(spec, address, port, attempt)) + ' --node-rank="$SLURM_NODEID" ' + shlex.join(spec.program)
-    )
+    command, program = shlex.join(torchrun(spec, address, port, attempt)), shlex.join(spec.program)
+    launch = f'{command} --node-rank="$SLURM_NODEID" {program}'
     return [*srun(spec, f"train-{attempt}"), "--kill-on-bad-exit=1", "--wait=60", "bash", "-c", f"exec {launch}"]
 
 

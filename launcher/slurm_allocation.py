@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Sequence
 
 from launcher import render, slurm_commands
-from launcher.allocation import TOOL_TIMEOUT_S
+from launcher.allocation import ENDED, PREEMPTION, TIME_LIMIT, TOOL_TIMEOUT_S
 from launcher.backends.slurm import submit_again
 from launcher.spec import JobSpec
 from mmpretrain.core.errors import ClusterError
@@ -39,6 +39,10 @@ class SlurmAllocation:
     @property
     def nodes(self) -> tuple[str, ...]:
         return self._nodes
+
+    @property
+    def requeues(self) -> bool:
+        return True
 
     def start(self, attempt: int, port: int) -> subprocess.Popen[bytes]:
         command = render.slurm_step(self.spec, self._address, port, attempt)
@@ -73,14 +77,14 @@ class SlurmAllocation:
 
     def stop_reason(self, number: int) -> str:
         if number == signal.SIGTERM:
-            return "the scheduler ends the job"
+            return ENDED
         try:
             job = slurm_commands.queued_job(self._job)
         except ClusterError:
             job = None
         left = None if job is None else job.time_left_s
         near = left is not None and left <= self.spec.cluster.signal_lead_s + _EARLY_S
-        return "time limit" if near else "preemption"
+        return TIME_LIMIT if near else PREEMPTION
 
     def requeue(self) -> bool:
         """Only a job that is not being ended already: one that was cancelled stays so."""

@@ -1,7 +1,7 @@
 """What to run and where: the validated description of a job, and the states a job can be in.
 
-Enter: the command line's wishes and a cluster file. Leave: `JobSpec`, which every backend, the supervisor and the
-preflight read from `launch/job.json` of the run folder. Refused: names a scheduler would choke on, times it cannot read.
+Enter: the command line's wishes and a cluster file. Leave: `JobSpec`, which backends, supervisor and preflight read
+from `launch/job.json` of the run folder. Refused: names a scheduler would choke on, times it cannot read.
 """
 
 import re

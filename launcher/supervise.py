@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from launcher import bad_nodes, preflight, stacks
-from launcher.allocation import Allocation, LocalAllocation
+from launcher.allocation import SCHEDULERS_REASONS, Allocation, LocalAllocation
 from launcher.history import Action, Attempt, Decision, Ending, History, decide
 from launcher.progress import progress_line
 from launcher.slurm_allocation import SlurmAllocation
@@ -67,6 +67,7 @@ class Supervisor:
     def run(self) -> int:
         """All attempts; returns the exit code."""
         self.history.end_lost()
+        self._forget_old_stop()
         while True:
             past = self.history.read()
             attempt = self.history.begin(self.allocation.nodes, self.allocation.job)
@@ -77,10 +78,14 @@ class Supervisor:
             if decision.action is not Action.RESTART:
                 return self._leave(decision, end)
 
+    def _forget_old_stop(self) -> None:
+        """What a scheduler asked of an allocation that is gone; what a person asked stays."""
+        path = self.spec.run / run_files.CONTROL / "stop"
+        if not self.asked and path.is_file() and path.read_text() in SCHEDULERS_REASONS:
+            path.unlink()
+
     def _attempt(self, attempt: Attempt) -> _End:
-        for old in (run_files.OUTCOME, f"{run_files.CONTROL}/stop"):
-            if not (old.endswith("stop") and self.asked):
-                (self.spec.run / old).unlink(missing_ok=True)
+        (self.spec.run / run_files.OUTCOME).unlink(missing_ok=True)
         verdict = self._preflight(attempt)
         if verdict.faults:
             return _End(Ending.UNFIT, "; ".join(verdict.faults[:5]), verdict.bad_nodes)
@@ -125,18 +130,13 @@ class Supervisor:
         outcome = self._outcome()
         if outcome is not None:
             asked = bool(self.asked) or outcome.reason.startswith(("signal", "a signal"))
-            reason = (
-                outcome.message
-                if outcome.state != "preempted"
-                else f"{self.asked or outcome.reason}; {outcome.message}"
-            )
-            return _End(Ending(outcome.state), reason, asked_by_scheduler=asked)
+            cause = f"{self.asked or outcome.reason}; " if outcome.state == "preempted" else ""
+            return _End(Ending(outcome.state), cause + outcome.message, asked_by_scheduler=asked)
         if silent := self.allocation.silent_nodes():
             return _End(Ending.CRASHED, f"{', '.join(silent)} no longer answers", tuple(silent))
         if self.asked:
-            return _End(
-                Ending.PREEMPTED, f"{self.asked}; the ranks ended before they could save", asked_by_scheduler=True
-            )
+            reason = f"{self.asked}; the ranks ended before they could save"
+            return _End(Ending.PREEMPTED, reason, asked_by_scheduler=True)
         return _End(Ending.CRASHED, "ranks ended without an outcome; the last lines of logs/job.log say more")
 
     def _outcome(self) -> Outcome | None:
@@ -177,9 +177,10 @@ class Supervisor:
             first_step_s=end.first_step_s,
         )
         measured = self.history.measured(known)
-        decision = decide(past, measured, end.asked_by_scheduler, self.spec.cluster.restarts)
+        queue_again = end.asked_by_scheduler and self.allocation.requeues
+        decision = decide(past, measured, queue_again, self.spec.cluster.restarts)
         if self.asked and decision.action is Action.RESTART:
-            decision = Decision(Action.REQUEUE, decision.reason)
+            decision = Decision(Action.REQUEUE if self.allocation.requeues else Action.DONE, decision.reason)
         self.history.end(replace(measured, action=decision.action, reason=decision.reason))
         return decision
 

@@ -1,7 +1,7 @@
 """Whether a run still moves: its heartbeat against the time limit of the phase it is in.
 
-Enter: heartbeats as they are read, and this machine's own clock. Leave: a stall, or nothing. A heartbeat counts when its
-content changes, so clocks of different nodes are never compared.
+Enter: heartbeats as they are read, and this machine's own clock. Leave: a stall, or nothing. A heartbeat counts when
+its content changes, so clocks of different nodes are never compared.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ class Stall:
     limit_s: float
 
     def __str__(self) -> str:
-        return f"no sign of life for {self.seconds:.0f} s in phase {self.phase} after step {self.step} (limit {self.limit_s:g} s)"
+        return (
+            f"no sign of life for {self.seconds:.0f} s in phase {self.phase} after step {self.step} "
+            f"(limit {self.limit_s:g} s)"
+        )
 
 
 class Watchdog:

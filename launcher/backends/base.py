@@ -104,6 +104,6 @@ def refuse_second_job(run: Path) -> None:
     submitted, where = read_submission(run), standing(run)
     if submitted is not None and where.state is not JobState.GONE:
         raise ClusterError(
-            f"{run} is {where.state} already as job {submitted.job}; watch it with `mmpretrain status {run}`, or end it "
-            f"with `mmpretrain cancel {run}` first"
+            f"{run} is {where.state} already as job {submitted.job}; watch it with `mmpretrain status {run}`, or end "
+            f"it with `mmpretrain cancel {run}` first"
         )

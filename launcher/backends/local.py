@@ -59,9 +59,8 @@ class LocalBackend:
             command = Path(f"/proc/{job}/cmdline").read_bytes()
         except OSError:
             return Standing(JobState.GONE)
-        return Standing(
-            JobState.RUNNING if b"launcher.supervise" in command else JobState.GONE, nodes=os.uname().nodename
-        )
+        ours = b"launcher.supervise" in command
+        return Standing(JobState.RUNNING, nodes=os.uname().nodename) if ours else Standing(JobState.GONE)
 
     def cancel(self, job: str) -> None:
         if self.poll(job).state is not JobState.GONE:
