@@ -32,20 +32,25 @@ def template_folder() -> Path:
 
 def sbatch_script(spec: JobSpec, exclude: Sequence[str] = ()) -> str:
     """The batch script of one run."""
-    return _script(spec, directives(spec, exclude), shlex.quote(str(spec.run)), "")
+    log = spec.run / "logs" / "job.log"
+    return _script(spec, directives(spec, exclude, log), shlex.quote(str(spec.run)), "")
 
 
 def array_script(specs: Sequence[JobSpec], list_file: Path, exclude: Sequence[str] = ()) -> str:
     """One job array with a task for each run; `list_file` holds the run folders, one a line."""
     first = specs[0]
-    lines = [*directives(first, exclude), f"#SBATCH --array=0-{len(specs) - 1}"]
-    choice = f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(list_file))})\n'
+    lines = [*directives(first, exclude, list_file.with_suffix(".log")), f"#SBATCH --array=0-{len(specs) - 1}"]
+    choice = (
+        f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(list_file))})\n'
+        'exec >>"$run/logs/job.log" 2>&1\n'
+    )
     return _script(first, lines, '"$run"', choice)
 
 
 def tasks_script(spec: JobSpec, tasks: int) -> str:
     """One job array of idempotent tasks on a single node each; the program is told which by --part I/N."""
-    lines = [*directives(spec, ()), f"#SBATCH --array=0-{tasks - 1}"]
+    log = spec.run / "logs" / "task-%a.log"
+    lines = [*directives(spec, (), log), f"#SBATCH --array=0-{tasks - 1}"]
     command = shlex.join([*spec.cluster.container, spec.python, *spec.program])
     template = _Template((template_folder() / "tasks.sbatch").read_text())
     return template.substitute(
@@ -64,12 +69,13 @@ def _script(spec: JobSpec, lines: Sequence[str], run: str, choice: str) -> str:
     )
 
 
-def directives(spec: JobSpec, exclude: Sequence[str]) -> list[str]:
+def directives(spec: JobSpec, exclude: Sequence[str], log: Path) -> list[str]:
     """The #SBATCH lines."""
     cluster = spec.cluster
     options: dict[str, str | None] = {
         "job-name": spec.name,
-        "output": str(spec.run.parent / "%x-%A_%a.log" if spec.run.name == "%a" else spec.run / "logs" / "job.log"),
+        "chdir": str(spec.workdir),
+        "output": str(log),
         "open-mode": "append",
         "nodes": str(spec.nodes),
         "ntasks-per-node": "1",

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -51,47 +51,56 @@ def config_file(run: Path, config_hash: str) -> Path:
     return run / LAUNCH / f"config-{config_hash}.yaml"
 
 
-def refuse_other_run(spec: JobSpec) -> None:
-    """A run folder belongs to one config, and to one job at a time."""
-    if job_file(spec.run).is_file():
+def refuse_other_run(spec: JobSpec, other_config_allowed: bool = False) -> None:
+    """A run folder belongs to one config, unless its owner says otherwise, and to one job at a time."""
+    if job_file(spec.run).is_file() and not other_config_allowed:
         there = JobSpec.model_validate_json(job_file(spec.run).read_text())
         if there.config_hash != spec.config_hash:
             raise ClusterError(
                 f"{spec.run} is in use by a run with another config ({there.launch_folder}/"
-                f"config-{there.config_hash}.yaml); give another output or --name, or the config it was begun with"
+                f"config-{there.config_hash}.yaml); give another output or --name, the config it was begun with, or "
+                f"--change-config if it is to go on with this one"
             )
     refuse_second_job(spec.run)
 
 
-def write(spec: JobSpec, source: Source) -> None:
-    """Make the run folder ready for `spec`, all of it or nothing."""
-    with _all_or_nothing(spec.run):
-        launch = spec.launch_folder
-        launch.mkdir(parents=True, exist_ok=True)
-        (spec.run / "logs").mkdir(exist_ok=True)
-        run_files.make_control_folder(spec.run / run_files.CONTROL)
-        _copy_code(spec.run, source)
-        run_files.replace(config_file(spec.run, spec.config_hash), source.config_yaml)
-        run_files.replace(launch / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        run_files.replace(job_file(spec.run), spec.model_dump_json(indent=2) + "\n")
-
-
 @contextmanager
-def _all_or_nothing(run: Path) -> Iterator[None]:
-    """Take back what was begun in a folder that was not there before."""
-    begun = [folder for folder in (run, *run.parents) if not folder.exists()]
+def written(specs: Sequence[JobSpec], sources: Sequence[Source]) -> Iterator[None]:
+    """Make the run folders ready; where that fails, or what is done with them inside, new folders are taken back."""
+    begun = [folder for spec in specs for folder in (spec.run, *spec.run.parents) if not folder.exists()]
     try:
+        for spec, source in zip(specs, sources, strict=True):
+            _write(spec, source)
         yield
     except OSError as fault:
-        if begun:
-            shutil.rmtree(begun[0], ignore_errors=True)
-            for folder in begun[1:]:
-                if folder.is_dir():
-                    folder.rmdir()
+        _take_back(begun)
         raise ClusterError(
-            f"the run folder {run} cannot be written ({fault.strerror}); free space or quota there, or set output to a "
-            f"writable folder"
+            f"the run folder {specs[0].run} cannot be written ({fault.strerror}); free space or quota there, or set "
+            f"output to a writable folder"
         ) from fault
+    except BaseException:
+        _take_back(begun)
+        raise
+
+
+def _take_back(begun: Iterable[Path]) -> None:
+    """Deepest first, so that folders above go once they are empty."""
+    for folder in sorted(set(begun), key=lambda one: -len(one.parts)):
+        if (folder / LAUNCH).is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _write(spec: JobSpec, source: Source) -> None:
+    launch = spec.launch_folder
+    launch.mkdir(parents=True, exist_ok=True)
+    (spec.run / "logs").mkdir(exist_ok=True)
+    run_files.make_control_folder(spec.run / run_files.CONTROL)
+    _copy_code(spec.run, source)
+    run_files.replace(config_file(spec.run, spec.config_hash), source.config_yaml)
+    run_files.replace(launch / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    run_files.replace(job_file(spec.run), spec.model_dump_json(indent=2) + "\n")
 
 
 def _copy_code(run: Path, source: Source) -> None:

@@ -84,6 +84,8 @@ class Cluster(Config):
     """Host memory as Slurm writes it, e.g. 400G; 0: all of it."""
     sbatch: dict[str, str] = {}
     """Further options of sbatch, name -> value; an empty value is a bare flag."""
+    gpu_memory_gib: float | None = Field(None, gt=0)
+    """Of one GPU; a run whose states alone would not fit is refused. null: not known."""
     setup: list[str] = []
     """Shell lines before anything starts, e.g. module load cuda/12.8."""
     environment: dict[str, str] = {}
@@ -115,6 +117,8 @@ class JobSpec(Config):
     """What each rank runs, after `torchrun`: -m and a module, or a script, with its arguments."""
     python: str
     """Interpreter."""
+    workdir: Path
+    """Where the job runs, so that relative paths mean what they meant when it was submitted."""
     code: Path | None = None
     """Folder put before PYTHONPATH: the snapshot of the code; null: what is installed."""
     config_hash: str = ""
