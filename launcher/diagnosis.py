@@ -28,19 +28,63 @@ class Sign:
 
 
 SIGNS = (
-    Sign(r"CUDA out of memory|OutOfMemoryError", "a GPU ran out of memory", "mmpretrain submit CONFIG ... micro_batch_size=HALF engine.activation_checkpointing=true"),
-    Sign(r"oom[-_ ]kill|Out of memory: Killed|Exceeded job memory limit", "the kernel killed a process for want of host memory", "raise memory_per_node in the cluster file, or lower data.workers and data.prefetch"),
-    Sign(r"NVRM: Xid|Xid \(PCI", "a GPU reported a hardware fault (Xid)", "add the node to exclude: in the cluster file and tell the administrators"),
-    Sign(r"uncorrectable ECC|ECC error", "GPU memory is damaged (ECC)", "add the node to exclude: in the cluster file and tell the administrators"),
-    Sign(r"NCCL.*(timed out|timeout)|Watchdog caught collective operation timeout", "a collective never ended: one rank did not come", "mmpretrain logs RUN --rank N for the rank that stands elsewhere; stacks/ has all of them"),
-    Sign(r"NCCL WARN|NCCL error|ncclSystemError|ncclInternalError", "NCCL failed", "set NCCL_DEBUG: INFO under environment: in the cluster file, and see slurm/README.md on networks"),
-    Sign(r"No space left on device|Disk quota exceeded", "the disk is full", "free space or quota, then: mmpretrain submit --again RUN"),
-    Sign(r"Stale file handle|Input/output error|Transport endpoint", "the file system failed", "ask the administrators about it, then: mmpretrain submit --again RUN"),
-    Sign(r"Address already in use", "another process holds the rendezvous port", "nothing: the next attempt takes another port"),
-    Sign(r"ModuleNotFoundError: No module named '([\w.]+)'", "a Python package is missing on the nodes", "add what loads it to setup: in the cluster file"),
-    Sign(r"Bus error|/dev/shm", "shared memory is too small for the data workers", "containers: raise --shm-size; or lower data.workers"),
+    Sign(
+        r"CUDA out of memory|OutOfMemoryError",
+        "a GPU ran out of memory",
+        "mmpretrain submit CONFIG ... micro_batch_size=HALF engine.activation_checkpointing=true",
+    ),
+    Sign(
+        r"oom[-_ ]kill|Out of memory: Killed|Exceeded job memory limit",
+        "the kernel killed a process for want of host memory",
+        "raise memory_per_node in the cluster file, or lower data.workers and data.prefetch",
+    ),
+    Sign(
+        r"NVRM: Xid|Xid \(PCI",
+        "a GPU reported a hardware fault (Xid)",
+        "add the node to exclude: in the cluster file and tell the administrators",
+    ),
+    Sign(
+        r"uncorrectable ECC|ECC error",
+        "GPU memory is damaged (ECC)",
+        "add the node to exclude: in the cluster file and tell the administrators",
+    ),
+    Sign(
+        r"NCCL.*(timed out|timeout)|Watchdog caught collective operation timeout",
+        "a collective never ended: one rank did not come",
+        "mmpretrain logs RUN --rank N for the rank that stands elsewhere; stacks/ has all of them",
+    ),
+    Sign(
+        r"NCCL WARN|NCCL error|ncclSystemError|ncclInternalError",
+        "NCCL failed",
+        "set NCCL_DEBUG: INFO under environment: in the cluster file, and see slurm/README.md on networks",
+    ),
+    Sign(
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full",
+        "free space or quota, then: mmpretrain submit --again RUN",
+    ),
+    Sign(
+        r"Stale file handle|Input/output error|Transport endpoint",
+        "the file system failed",
+        "ask the administrators about it, then: mmpretrain submit --again RUN",
+    ),
+    Sign(
+        r"Address already in use",
+        "another process holds the rendezvous port",
+        "nothing: the next attempt takes another port",
+    ),
+    Sign(
+        r"ModuleNotFoundError: No module named '([\w.]+)'",
+        "a Python package is missing on the nodes",
+        "add what loads it to setup: in the cluster file",
+    ),
+    Sign(
+        r"Bus error|/dev/shm",
+        "shared memory is too small for the data workers",
+        "containers: raise --shm-size; or lower data.workers",
+    ),
     Sign(r"Segmentation fault|SIGSEGV", "native code crashed", "mmpretrain logs RUN; the stack is above the message"),
-)  # fmt: skip
+)
 
 
 def doctor_run(run: Path) -> str:

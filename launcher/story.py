@@ -7,6 +7,7 @@ followed; then goodput. Refused: a folder that no launcher has run.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from launcher.history import Action, Attempt, Ending, History
@@ -88,7 +89,7 @@ def _summary(attempts: Sequence[Attempt]) -> str:
     good = goodput(attempts)
     waits = [
         later.began - earlier.ended
-        for earlier, later in zip(attempts, attempts[1:], strict=False)
+        for earlier, later in pairwise(attempts)
         if earlier.action in (Action.REQUEUE, Action.REPLACE_NODES)
     ]
     waited = f", {duration(sum(waits))} between jobs" if waits else ""
