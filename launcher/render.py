@@ -184,7 +184,7 @@ def train_job(spec: JobSpec) -> str:
         "numProcPerNode": spec.ranks_per_node,
         "command": ["torchrun", f"--signals-to-handle={SIGNALS}", *spec.program],
         "env": [{"name": name, "value": value} for name, value in sorted(_pod_variables(spec).items())],
-        **({"resourcesPerNode": {"limits": limits, "requests": limits}} if limits else {}),
+        **({"resourcesPerNode": {"limits": limits, "requests": dict(limits)}} if limits else {}),
     }
     body: dict[str, object] = {
         "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "ClusterTrainingRuntime", "name": settings.runtime},

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import snapshot
+from launcher import slurm_commands, snapshot
 from launcher.backends.base import standing
 from launcher.history import Attempt, History
 from launcher.spec import Cluster, JobState, Limits
@@ -174,14 +174,10 @@ def _faulty(job: Job) -> Job:
 
 def preempt(nodes: int, seconds: int) -> None:
     """A job of higher priority that takes all nodes for so long."""
-    script = (
-        f"#!/bin/bash\n#SBATCH --partition=urgent --nodes={nodes} --exclusive --output=/dev/null\nsleep {seconds}\n"
-    )
-    subprocess.run(["sbatch"], input=script, text=True, timeout=30, check=True, stdout=subprocess.DEVNULL)
+    options = ["--partition=urgent", f"--nodes={nodes}", "--exclusive", "--output=/dev/null"]
+    script = f"#!/bin/bash\nsleep {seconds}\n"
+    subprocess.run(["sbatch", *options], input=script, text=True, timeout=30, check=True, stdout=subprocess.DEVNULL)
 
 
 def comment_of(job: str) -> str:
-    done = subprocess.run(
-        ["squeue", "-h", "-j", job, "-o", "%k"], capture_output=True, text=True, timeout=30, check=True
-    )
-    return done.stdout.strip()
+    return slurm_commands.call("squeue", "--noheader", f"--jobs={job}", "--format=%k").strip()
