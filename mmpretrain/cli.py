@@ -16,6 +16,7 @@ from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_demo import demo_commands
 from mmpretrain.cli_finetune import finetune
 from mmpretrain.cli_use import add_use_commands
+from mmpretrain.cli_launch import add_launch_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -29,6 +30,7 @@ app.add_typer(demo_commands)
 app.add_typer(data_commands, name="data")
 app.add_typer(config_commands, name="config")
 app.command()(finetune)
+add_launch_commands(app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="E.g. optimizer.lr=1e-4.")]
