@@ -1,8 +1,8 @@
 """Weights & Biases, as a view that can neither stop nor slow a run.
 
 Enter: reports and evaluations. Leave: one W&B run per run folder, online where a key and a server are at hand, else
-recorded in the folder's `wandb/` to be uploaded by `wandb sync`. All calls after the start run on a thread of their own
-with a bounded queue, so a server that hangs costs rows there and no training time here.
+recorded in the folder's `wandb/`, which `mmpretrain wandb sync` uploads. All calls after the start run on a thread of
+their own with a bounded queue, so a server that hangs costs rows there and no training time here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,7 +70,7 @@ class WandbConfig(TrackerConfig):
             try:
                 return self._init(run, mode)
             except (wandb.Error, OSError) as fault:
-                logger.warning("W&B cannot be used (%s); %s", _first_line(fault), _offline_hint(run))
+                logger.warning("W&B cannot be used (%s); %s", first_line(fault), _offline_hint(run))
                 # The half-begun run holds its id until W&B's helper process is gone.
                 wandb.teardown()
         elif mode == "offline" and self.mode == "auto" and not has_credentials():
@@ -88,36 +88,60 @@ class WandbConfig(TrackerConfig):
         return "online" if has_credentials() else "offline"
 
     def _init(self, run: RunFacts, mode: Mode) -> wandb.Run:
-        import wandb
+        config = {**run.config, "attempt": run.attempt}
+        return open_run(self, run.run_dir, run.name, run.experiment, config, mode, continues=mode == "online")
 
-        started = wandb.init(
-            mode=mode,
-            project=self.project,
-            entity=self.entity,
-            group=self.group or run.experiment,
-            job_type=self.job_type,
-            tags=self.tags,
-            name=run.name,
-            id=run_id(run.run_dir),
-            resume="allow" if mode == "online" else None,
-            reinit="create_new",
-            dir=run.run_dir,
-            config={**run.config, "attempt": run.attempt},
-            settings=wandb.Settings(
-                init_timeout=self.init_timeout_s,
-                finish_timeout=self.finish_timeout_s,
-                console="off",
-                silent=mode != "online",
-                quiet=True,
-                save_code=False,
-                disable_code=True,
-                # The stop button in the web page ends the run with a checkpoint, never by an interrupt.
-                stop_fn=lambda: _ask_to_stop(run.run_dir),
-            ),
-        )
-        started.define_metric(STEP, hidden=True)
-        started.define_metric("*", step_metric=STEP)
-        return started
+
+def open_run(
+    settings: WandbConfig,
+    run_dir: Path,
+    name: str,
+    experiment: str,
+    config: Mapping[str, object],
+    mode: Mode,
+    continues: bool = False,
+) -> wandb.Run:
+    """The W&B run of a run folder, under the folder's id; one that does not continue replaces what has that id."""
+    import wandb
+
+    started = wandb.init(
+        mode=mode,
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or experiment,
+        job_type=settings.job_type,
+        tags=settings.tags,
+        name=name,
+        id=run_id(run_dir),
+        resume="allow" if continues else None,
+        reinit="create_new",
+        dir=run_dir,
+        config=dict(config),
+        settings=wandb.Settings(
+            init_timeout=settings.init_timeout_s,
+            finish_timeout=settings.finish_timeout_s,
+            console="off",
+            silent=mode != "online",
+            quiet=True,
+            save_code=False,
+            disable_code=True,
+            # The stop button in the web page ends the run with a checkpoint, never by an interrupt.
+            stop_fn=lambda: _ask_to_stop(run_dir),
+        ),
+    )
+    started.define_metric(STEP, hidden=True)
+    started.define_metric("*", step_metric=STEP)
+    return started
+
+
+def wandb_row(step: int, samples: int, metrics: Mapping[str, float]) -> dict[str, object]:
+    """What W&B is told of a step or an evaluation."""
+    return {STEP: step, "train/samples": samples, **metrics}
+
+
+def best_metrics(names: Iterable[str]) -> list[str]:
+    """The metrics of which W&B's summary keeps the largest value."""
+    return sorted(name for name in names if name.endswith("_r@1"))
 
 
 class WandbTracker:
@@ -132,7 +156,7 @@ class WandbTracker:
 
     def log(self, report: StepReport) -> None:
         if self.run.is_due(report.step) or report.skipped:
-            row = {STEP: report.step, "train/samples": report.samples, **report.metrics}
+            row = wandb_row(report.step, report.samples, report.metrics)
             self._worker.submit(lambda: self._wandb_run.log(row))
 
     def log_evaluation(
@@ -141,8 +165,8 @@ class WandbTracker:
         import wandb
 
         pictures = {name: wandb.Image(str(path)) for name, path in (images or {}).items()}
-        row = {STEP: step, "train/samples": samples, **metrics, **pictures}
-        best = [name for name in metrics if name.endswith("_r@1") and name not in self._best]
+        row = {**wandb_row(step, samples, metrics), **pictures}
+        best = [name for name in best_metrics(metrics) if name not in self._best]
         self._best.update(best)
         self._worker.submit(lambda: self._log_evaluation(row, best))
 
@@ -200,7 +224,7 @@ class Worker:
                     call()
             except Exception as fault:  # noqa: BLE001 - whatever a library raises must not reach the run
                 self._failed = True
-                self._warn(f"failed and is dropped; the run goes on: {type(fault).__name__}: {_first_line(fault)}")
+                self._warn(f"failed and is dropped; the run goes on: {type(fault).__name__}: {first_line(fault)}")
 
     def _warn(self, message: str) -> None:
         if not self._warned.is_set():
@@ -249,7 +273,7 @@ def _end_helper() -> None:
         wandb.teardown()
 
 
-def _first_line(fault: BaseException) -> str:
+def first_line(fault: BaseException) -> str:
     """What went wrong, in one line that never shows the key."""
     line = str(fault).strip().partition("\n")[0]
     key = os.environ.get("WANDB_API_KEY")
@@ -261,4 +285,4 @@ def _offline_hint(run: RunFacts) -> str:
 
 
 def _sync_hint(run_dir: Path) -> str:
-    return f"`wandb sync {run_dir}/wandb/offline-run-*` uploads it later"
+    return f"`mmpretrain wandb sync {run_dir}` uploads it later, as one run"

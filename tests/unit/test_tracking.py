@@ -25,6 +25,7 @@ from mmpretrain.tracking.jsonl import JsonlConfig, JsonlTracker
 from mmpretrain.tracking.record import read_metrics, read_record
 from mmpretrain.tracking.tensorboard import TensorBoardConfig
 from mmpretrain.tracking.wandb import WandbConfig, Worker, run_id
+from mmpretrain.tracking.wandb_replay import replay
 
 
 def facts(run_dir: Path, attempt: int = 0, start_step: int = 0, log_every: int = 10) -> RunFacts:
@@ -265,6 +266,13 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     wandb.teardown()
 
 
+def _items(history: object) -> dict[str, object]:
+    """One history record as a row."""
+    assert isinstance(history, dict)
+    row: dict[str, object] = history["item"]
+    return row
+
+
 def inspect(run_dir: Path, *options: str) -> list[dict[str, object]]:
     """The records of the newest offline run, as W&B's own inspector reads them."""
     inspector = Path(sys.executable).parent / "wandb"
@@ -313,9 +321,31 @@ def test_a_server_out_of_reach_costs_the_timeout_and_one_warning_that_hides_the_
     tracker.close("preempted")
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("mmpretrain")]
     assert warning.startswith("W&B cannot be used (")
-    assert warning.endswith(f"`wandb sync {tmp_path}/wandb/offline-run-*` uploads it later")
+    assert warning.endswith(f"`mmpretrain wandb sync {tmp_path}` uploads it later, as one run")
     assert key not in caplog.text
     assert inspect(tmp_path, "--summary")[0]["step"] == 0
+
+
+@pytest.mark.usefixtures("no_key")
+def test_three_attempts_are_replayed_as_one_run_of_every_step_once(tmp_path: Path) -> None:
+    for attempt, steps in enumerate((range(1, 9), range(6, 14), range(11, 21))):
+        tracker = WandbConfig().build(facts(tmp_path, attempt, steps.start - 1))
+        tracker.close("crashed")
+        write(tmp_path, attempt, steps, loss=float(attempt))
+    replayed = replay(tmp_path)
+    assert (replayed.rows, replayed.last_step, replayed.online) == (20, 20, False)
+    history = [_items(record["history"]) for record in inspect(tmp_path) if record["type"] == "history"]
+    assert [row["train/step"] for row in history] == list(range(1, 21))
+    assert [row["train/loss"] for row in history] == [0.0] * 5 + [1.0] * 5 + [2.0] * 10
+    (summary,) = inspect(tmp_path, "--summary")
+    assert (summary["run_id"], summary["state"]) == (run_id(tmp_path), "finished")
+    assert replayed.folder == max(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_a_folder_without_rows_is_not_replayed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sam')
+    with pytest.raises(DataError, match="holds no whole row; there is nothing to replay"):
+        replay(tmp_path)
 
 
 def test_a_call_that_fails_is_one_warning_and_the_rest_is_dropped(caplog: pytest.LogCaptureFixture) -> None:

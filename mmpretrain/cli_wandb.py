@@ -1,0 +1,31 @@
+"""`mmpretrain wandb`: what W&B's own command cannot do for a run folder.
+
+Enter: a run folder. Leave: one W&B run. Refuses a folder without metrics.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+wandb_commands = typer.Typer(help="Bring runs to Weights & Biases.", no_args_is_help=True)
+
+
+@wandb_commands.callback()
+def wandb_group() -> None:
+    """Bring runs to Weights & Biases."""
+
+
+@wandb_commands.command()
+def sync(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    project: Annotated[str | None, typer.Option(help="W&B project; that of the run's config if left out.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only record it in RUN/wandb.")] = False,
+) -> None:
+    """Replay metrics.jsonl into one clean W&B run, however many attempts and offline pieces there were."""
+    from mmpretrain.tracking.wandb_replay import replay
+
+    done = replay(run, project, offline)
+    typer.echo(f"{done.rows} rows up to step {done.last_step} {'sent to W&B' if done.online else 'recorded'}")
+    if not done.online:
+        typer.echo(f"  in {done.folder}; `wandb sync {done.folder}` uploads it")
