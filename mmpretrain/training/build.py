@@ -7,6 +7,7 @@ or checkpoint is refused here, before the first step.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
@@ -34,6 +35,7 @@ from mmpretrain.training.hooks import (
     Every,
     Heartbeat,
     Hook,
+    Profile,
     Requested,
     StopOnDivergence,
     TraceSamples,
@@ -45,7 +47,7 @@ from mmpretrain.training.manifest import Position, retain
 from mmpretrain.training.parts import build_codecs, source_facts
 from mmpretrain.training.ranks import device_name, on_main
 from mmpretrain.training.reporting import Reporter
-from mmpretrain.training.requests import Requests
+from mmpretrain.training.requests import Requests, answer_stack_requests
 from mmpretrain.training.run_folder import RunFolder, State
 from mmpretrain.training.schedule import learning_rate
 from mmpretrain.training.text import prepare_tokenizer
@@ -68,18 +70,20 @@ class Run:
         """Steps done so far."""
         return max(self.parts.start_step, self.parts.reporter.step)
 
-    def close(self, state: State, message: str) -> None:
+    def close(self, state: State, message: str, reason: str = "") -> None:
         """Record how the attempt ended."""
         self.trackers.close(state)
         if self.world.is_main:
-            self.folder.write_outcome(state, self.step, message)
+            self.folder.write_outcome(state, self.step, message, reason)
 
 
 def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder, requests: Requests) -> Run:
     """Join everything; communicates."""
     check_precision(config, device)
     plan = BatchPlan(config.global_batch_size, config.micro_batch_size, world)
-    attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device)))
+    attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device), config.steps))
+    answer_stack_requests(folder.path, world.rank)
+    folder.write_rank(world.rank)
     configure_logging(world, folder.path)
     _make_deterministic(config)
     tokenizer, facts = prepare_tokenizer(config, folder)
@@ -187,7 +191,12 @@ def _hooks(config: RunConfig, folder: RunFolder, world: World, trackers: Tracker
     ]
     if not world.is_main:
         return shared
-    mine: list[Hook] = [Do(trackers.log), WriteSkippedSteps(folder.path / "skipped.jsonl"), Heartbeat(folder)]
+    mine: list[Hook] = [
+        Do(trackers.log),
+        WriteSkippedSteps(folder.path / "skipped.jsonl"),
+        Heartbeat(folder),
+        Profile(folder),
+    ]
     if config.trace_samples:
         mine.append(TraceSamples(folder.path / "samples.jsonl"))
     return mine + shared
@@ -199,10 +208,9 @@ def _saver(
     """What writes a checkpoint and applies retention."""
 
     def save(step: int) -> None:
-        if world.is_main:
-            folder.write_heartbeat(step, "save")
         position = Position(step, step * config.global_batch_size, order_hash(config, fingerprint), _wandb_id(folder))
-        path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
+        with folder.phase("save", step) if world.is_main else nullcontext():
+            path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
         if world.is_main:
             retain(folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
             trackers.note(f"checkpoint {path.name}")

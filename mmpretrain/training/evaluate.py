@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -120,9 +121,8 @@ class Evaluator:
         """Communicates."""
         if not self.config.evaluation.tasks:
             return
-        if self.world.is_main:
-            self.folder.write_heartbeat(report.step, "evaluate")
         begin = time.perf_counter()
-        figures = run_tasks(self.config, self.context)
+        with self.folder.phase("evaluate", report.step) if self.world.is_main else nullcontext():
+            figures = run_tasks(self.config, self.context)
         figures["val/seconds"] = time.perf_counter() - begin
         self.trackers.log_evaluation(report.step, report.samples, figures)

@@ -28,6 +28,8 @@ class _Flags:
     skips: float
     stop: float
     save: float
+    evaluate: float
+    stacks: float
 
 
 class Reporter:
@@ -86,11 +88,20 @@ class Reporter:
             skips=tuple(skip for part in gather_objects(skips) for skip in part) if flags.skips else (),
             stop_requested=flags.stop > 0,
             save_requested=flags.save > 0,
+            evaluate_requested=flags.evaluate > 0,
+            stacks_requested=flags.stacks > 0,
         )
 
     def _agree(self, batches: Sequence[Batch], result: StepResult) -> tuple[dict[str, float], list[float], _Flags]:
         names = sorted(result.losses)
-        local = [float(sum(len(batch.skips) for batch in batches)), self.requests.stop(), self.requests.save()]
+        asked = self.requests
+        local = [
+            sum(len(batch.skips) for batch in batches),
+            asked.stop(),
+            asked.save(),
+            asked.evaluate(),
+            asked.stacks(),
+        ]
         waits = torch.zeros(world_size(), dtype=torch.float64)
         waits[rank()] = self._data_s
         sums = torch.stack([result.losses[name].double() for name in names])
@@ -99,7 +110,7 @@ class Reporter:
         counts = torch.stack([result.counts[name] for name in names]).clamp(min=1.0).tolist()
         losses = {name: total / count for name, total, count in zip(names, packed, counts, strict=False)}
         rest = packed[len(names) :]
-        return losses, rest[3:], _Flags(*rest[:3])
+        return losses, rest[len(local) :], _Flags(*rest[: len(local)])
 
     def _metrics(
         self, losses: Mapping[str, float], waits: Sequence[float], lr: float, step_s: float, result: StepResult

@@ -9,10 +9,11 @@ import logging
 
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ClusterError, MMPretrainError, Preempted
+from mmpretrain.core.ranks import world_from_env
 from mmpretrain.training.build import Run, build
 from mmpretrain.training.loop import fit
 from mmpretrain.training.ranks import join, leave
-from mmpretrain.training.requests import Requests
+from mmpretrain.training.requests import Requests, die_with_parent
 from mmpretrain.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -22,14 +23,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def train(config: RunConfig) -> int:
     """Train, or continue, the run in `config.output`; returns the exit code. Communicates."""
-    world, device = join()
+    die_with_parent()
     folder = RunFolder(config.output)
-    requests = Requests(folder if world.is_main else None)
+    requests = Requests(folder if world_from_env().is_main else None)
     requests.install()
+    world, device = join()
     run: Run | None = None
     try:
         run = build(config, world, device, folder, requests)
-        return _fit(run)
+        return _fit(run, requests)
     except MMPretrainError as error:
         _end_fatally(folder, run, error)
         raise
@@ -53,10 +55,14 @@ def train(config: RunConfig) -> int:
         leave()
 
 
-def _fit(run: Run) -> int:
+def _fit(run: Run, requests: Requests) -> int:
     step = fit(run.parts)
     completed = step >= run.parts.last_step
-    run.close("completed" if completed else "preempted", f"{step} of {run.parts.last_step} steps done")
+    message = f"{step} of {run.parts.last_step} steps done"
+    if completed:
+        run.close("completed", message)
+    else:
+        run.close("preempted", message, requests.stop_reason or "a signal to another rank")
     return 0 if completed else Preempted.exit_code
 
 
