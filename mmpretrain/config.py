@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from data_pipeline.config import DataConfig
 from mmpretrain.core.config import Config, Rule, load_config
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import kind_of, union_of
 from mmpretrain.core.types import FieldSpec
 from mmpretrain.evaluation.base import TaskConfig
@@ -22,7 +23,7 @@ from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.modalities.image import ImageCodecConfig
 from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.config import ModelConfig
-from mmpretrain.objectives.base import ObjectiveConfig
+from mmpretrain.objectives.base import ObjectiveConfig, expand_all
 from mmpretrain.tracking.base import TrackerConfig
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class RunConfig(Config):
     model: ModelConfig
     """Towers, fusion, embedding."""
     objectives: dict[str, ObjectiveUnion]
-    """Name -> objective; each reports train/loss_<name>."""
+    """Name -> objective; each reports train/loss_<name>, one of several pairs train/loss_<name>_<first>_<second>."""
     data: RunDataConfig
     """Shards, tokenizer, codecs, loader."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -231,6 +232,10 @@ def _objective_rules(run: RunConfig) -> Iterator[Rule]:
         yield from _missing_towers(run, path, objective.modalities)
         if lack := run.model.lacking_fusion(objective):
             yield path, lack
+    try:
+        expand_all(run.objectives, run.model.towers)
+    except ConfigError as fault:
+        yield ("objectives",), str(fault)
     used = any(objective.needs_fusion or objective.needs_pooled for objective in run.objectives.values())
     if run.model.fusion.gives_pooled and run.objectives and not used:
         yield (

@@ -6,6 +6,7 @@ the tower or the fusion it needs, an embedding of the wrong width. It builds fro
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -23,7 +24,8 @@ from mmpretrain.layers.initialization import Linear, Resettable
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
-from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
+from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig, expand_all
+from mmpretrain.objectives.weights import weight_at
 
 
 class MultimodalConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -72,7 +74,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         for name, objective in objectives.items():
             _check_objective(name, objective, model)
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
-        self.weights = {name: objective.weight for name, objective in objectives.items()}
+        self._weights = {name: objective.weight for name, objective in objectives.items()}
+        self.weigh(0)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -80,13 +83,21 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """A new model: our parts initialised, towers with named weights loaded from them."""
         config = MultimodalConfig(
             model=resolve(model, None).model_dump(mode="json"),
-            objectives={name: objective.model_dump(mode="json") for name, objective in objectives.items()},
+            objectives={
+                name: objective.model_dump(mode="json")
+                for name, objective in expand_all(objectives, model.towers).items()
+            },
         )
         created = cls(config)
         if not any(parameter.is_meta for parameter in created.parameters()):
             for tower in created._towers().values():
                 tower.load_pretrained()
         return created
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Objectives whose weight changes over the steps."""
+        return tuple(name for name, weight in self._weights.items() if not isinstance(weight, float))
 
     @property
     def spans_batch(self) -> bool:
@@ -101,16 +112,19 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         with self._autocast(micro_batches[0]):
             parts = self._encode_all(micro_batches)
         outputs: TensorDict = {}
+        figures: dict[str, TensorDict] = {}
         losses = []
         for name, objective in self._objectives().items():
             own = {key.removeprefix(f"{name}/"): part for key, part in parts.items() if key.startswith(f"{name}/")}
             total = objective.reduce_fused(own, self._fuse)
             losses.append(self.weights[name] * total * scales[name])
             outputs[f"sum.{name}"] = total.detach()
-            for metric, value in objective.metrics(own).items():
-                key = f"metric.{metric}"
-                outputs[key if key not in outputs else f"{key}_{name}"] = value.detach()
-        return {"loss": torch.stack(losses).sum()} | outputs
+            figures[name] = objective.metrics(own)
+        return {"loss": torch.stack(losses).sum()} | outputs | _named_metrics(figures)
+
+    def weigh(self, step: int) -> None:
+        """Let objectives weigh from now on what they are to weigh in step `step`, counted from 0."""
+        self.weights = {name: weight_at(weight, step) for name, weight in self._weights.items()}
 
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
@@ -187,6 +201,16 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def _objectives(self) -> Mapping[str, Objective]:
         return cast(Mapping[str, Objective], self.objectives)
+
+
+def _named_metrics(figures: Mapping[str, TensorDict]) -> TensorDict:
+    """All objectives' figures as "metric.<name>"; a name that several give carries the objective's behind it."""
+    shared = Counter(name for metrics in figures.values() for name in metrics)
+    return {
+        f"metric.{name}" if shared[name] == 1 else f"metric.{name}_{objective}": value.detach()
+        for objective, metrics in figures.items()
+        for name, value in metrics.items()
+    }
 
 
 def _projection(modality: str, config: TowerConfig, width: int, embed_dim: int) -> nn.Module:

@@ -10,14 +10,16 @@ here are plain methods, so that arguments other than tensors may pass.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict
+from mmpretrain.objectives.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,9 @@ class Objective(nn.Module):
 class ObjectiveConfig(Config):
     """Config of an objective; subclasses add `kind: Literal[...]`."""
 
-    weight: float = 1.0
-    """Factor of this objective in the total loss."""
+    weight: Weight = 1.0
+    """Factor of this objective in the total loss: a number, or a list of points {from_step, weight} between which it
+    runs straight."""
 
     @property
     @abstractmethod
@@ -154,6 +157,22 @@ class ObjectiveConfig(Config):
         "<name>.present" tells the rows that have it."""
         return {}
 
+    def expand(self, name: str, modalities: Iterable[str]) -> Mapping[str, ObjectiveConfig]:
+        """The objectives that this entry stands for in a model of these towers, by name; most stand for themselves."""
+        return {name: self}
+
     @abstractmethod
     def build(self, facts: ModelFacts) -> Objective:
         """A freshly initialised objective with its head."""
+
+
+def expand_all(objectives: Mapping[str, ObjectiveConfig], modalities: Iterable[str]) -> dict[str, ObjectiveConfig]:
+    """Every objective that the entries of a config stand for; raises ConfigError where two would have one name."""
+    expanded: dict[str, ObjectiveConfig] = {}
+    towers = tuple(modalities)
+    for name, entry in objectives.items():
+        for each, objective in entry.expand(name, towers).items():
+            if each in expanded:
+                raise ConfigError(f"two objectives would be called {each}; rename one of the entries")
+            expanded[each] = objective
+    return expanded

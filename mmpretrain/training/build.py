@@ -101,8 +101,7 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     evaluator = Evaluator(config, context, world, folder, trackers)
     _first_on_main(evaluator.check)
     ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
-    weights = {name: objective.weight for name, objective in config.objectives.items()}
-    reporter = Reporter(weights, config.global_batch_size, requests, config.trace_samples, device)
+    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device)
     parts = Parts(
         engine=engine,
         batches=loader.from_step(start),

@@ -43,6 +43,10 @@ class StepResult:
     """Objective -> sum of this rank, fp32 []; divide by `counts` after summing over ranks."""
     counts: Mapping[str, Tensor]
     """Objective -> targets in the global batch, fp32 []."""
+    weights: Mapping[str, float]
+    """Objective -> what it weighed in the total loss of this step."""
+    scheduled: tuple[str, ...]
+    """Objectives whose weight changes over the steps."""
     metrics: Mapping[str, Tensor]
     grad_norm: float
     """Global L2 norm before clipping; not finite when the step was skipped."""
@@ -66,8 +70,14 @@ class Engine:
     def stage(self) -> int:
         return self.config.zero_stage
 
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start of the run, skipped ones and those before a checkpoint counted."""
+        return int(self.deepspeed.global_steps)
+
     def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
         """Train on this rank's micro-batches of one global batch. Communicates."""
+        self.model.weigh(self.steps_done)
         micro = [self.to_device(batch.tensors) for batch in batches]
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
@@ -78,6 +88,8 @@ class Engine:
         return StepResult(
             losses={name: _total(outputs, f"sum.{name}") for name in counts},
             counts=counts,
+            weights=self.model.weights,
+            scheduled=self.model.scheduled,
             metrics=_means(outputs, "metric."),
             grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
             skipped=self.deepspeed.skipped_steps > skipped_before,

@@ -37,13 +37,11 @@ class Reporter:
 
     def __init__(
         self,
-        weights: Mapping[str, float],
         global_batch: int,
         requests: Requests,
         trace_samples: bool,
         device: torch.device,
     ) -> None:
-        self.weights = weights
         self.global_batch = global_batch
         self.requests = requests
         self.trace_samples = trace_samples
@@ -116,7 +114,8 @@ class Reporter:
         self, losses: Mapping[str, float], waits: Sequence[float], lr: float, step_s: float, result: StepResult
     ) -> dict[str, float]:
         metrics = {f"train/loss_{name}": value for name, value in losses.items()}
-        metrics["train/loss"] = math.fsum(self.weights[name] * value for name, value in losses.items())
+        metrics["train/loss"] = math.fsum(result.weights[name] * value for name, value in losses.items())
+        metrics |= {f"train/weight_{name}": result.weights[name] for name in result.scheduled}
         metrics["train/lr"] = lr
         metrics["train/grad_norm"] = result.grad_norm
         metrics["train/skipped_steps"] = float(result.skipped)
