@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-import queue
 import secrets
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from mmpretrain.core.types import StepReport
+from mmpretrain.tracking.background import Worker, one_line
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
 STEP = "train/step"
-QUEUE_LENGTH = 1000
-"""Calls that may wait for W&B; more are dropped, since metrics.jsonl has them."""
-
 Mode = Literal["online", "offline", "disabled"]
 
 
@@ -152,7 +148,7 @@ class WandbTracker:
         self._wandb_run = started
         self._finish_timeout_s = finish_timeout_s
         self._best: set[str] = set()
-        self._worker = Worker("W&B")
+        self._worker = Worker("W&B", secret=os.environ.get("WANDB_API_KEY", ""))
 
     def log(self, report: StepReport) -> None:
         if self.run.is_due(report.step) or report.skipped:
@@ -173,6 +169,9 @@ class WandbTracker:
     def note(self, message: str) -> None:
         """Events are for the console."""
 
+    def alert(self, title: str, text: str) -> None:
+        self._worker.submit(lambda: self._wandb_run.alert(title=title, text=text))
+
     def close(self, outcome: Outcome) -> None:
         self._worker.submit(lambda: self._finish(outcome))
         if not self._worker.close(self._finish_timeout_s + 5.0):
@@ -188,48 +187,6 @@ class WandbTracker:
         if outcome == "preempted":
             self._wandb_run.mark_preempting()
         self._wandb_run.finish(exit_code=0 if outcome == "completed" else 1)
-
-
-class Worker:
-    """Runs calls in order on one thread; after the first that fails it warns once and drops the rest."""
-
-    def __init__(self, name: str, length: int = QUEUE_LENGTH) -> None:
-        self.name = name
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(length)
-        self._warned = threading.Event()
-        self._failed = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Run a call soon; returns at once, and drops the call where too many wait."""
-        try:
-            self._calls.put_nowait(call)
-        except queue.Full:
-            self._warn(f"is {self._calls.maxsize} calls behind; rows are missing there, metrics.jsonl has all")
-
-    def close(self, timeout_s: float) -> bool:
-        """Wait for the calls so far; whether all ended, and in time."""
-        try:
-            self._calls.put(None, timeout=timeout_s)
-        except queue.Full:
-            return False
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive() and not self._failed
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                if not self._failed:
-                    call()
-            except Exception as fault:  # noqa: BLE001 - whatever a library raises must not reach the run
-                self._failed = True
-                self._warn(f"failed and is dropped; the run goes on: {type(fault).__name__}: {first_line(fault)}")
-
-    def _warn(self, message: str) -> None:
-        if not self._warned.is_set():
-            self._warned.set()
-            logger.warning("%s %s", self.name, message)
 
 
 def run_id(run_dir: Path) -> str:
@@ -275,9 +232,7 @@ def _end_helper() -> None:
 
 def first_line(fault: BaseException) -> str:
     """What went wrong, in one line that never shows the key."""
-    line = str(fault).strip().partition("\n")[0]
-    key = os.environ.get("WANDB_API_KEY")
-    return line.replace(key, "<key>") if key else line
+    return one_line(fault, os.environ.get("WANDB_API_KEY", ""))
 
 
 def _offline_hint(run: RunFacts) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 from mmpretrain.core.errors import ClusterError, ConfigError, DataError
 from mmpretrain.core.registry import discover
 from mmpretrain.core.types import StepReport
+from mmpretrain.tracking.background import Worker
 from mmpretrain.tracking.base import Outcome, RunFacts, Tracker, TrackerConfig
 from mmpretrain.tracking.console import ConsoleTracker
 from mmpretrain.tracking.fanout import build_trackers
@@ -24,7 +25,7 @@ from mmpretrain.tracking.figures import duration, significant
 from mmpretrain.tracking.jsonl import JsonlConfig, JsonlTracker
 from mmpretrain.tracking.record import read_metrics, read_record
 from mmpretrain.tracking.tensorboard import TensorBoardConfig
-from mmpretrain.tracking.wandb import WandbConfig, Worker, run_id
+from mmpretrain.tracking.wandb import WandbConfig, run_id
 from mmpretrain.tracking.wandb_replay import replay
 
 
