@@ -14,6 +14,7 @@ import typer
 from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_wandb import wandb_commands
+from mmpretrain.cli_launch import add_launch_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(data_commands, name="data")
 app.add_typer(config_commands, name="config")
 app.add_typer(wandb_commands, name="wandb")
+add_launch_commands(app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="E.g. optimizer.lr=1e-4.")]
