@@ -67,7 +67,9 @@ def _drawn(run: Path) -> str:
     try:
         return compose(read_story(run), LIVE_SCRIPT)
     except DataError as nothing_yet:
-        return page(run.name, f'<h1>{escape(run.name)}</h1><p class="empty">{escape(str(nothing_yet))}</p>', LIVE_SCRIPT)
+        return page(
+            run.name, f'<h1>{escape(run.name)}</h1><p class="empty">{escape(str(nothing_yet))}</p>', LIVE_SCRIPT
+        )
 
 
 def _list(lines: dict[str, RunLine]) -> str:

@@ -59,8 +59,8 @@ def compose(story: RunStory, further_script: str = "") -> str:
     ]
     written = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     footer = (
-        f"<footer>Written {written}. Dashed lines mark where an attempt resumed; bold curves are means over a fortieth of "
-        "the run, pale ones the single steps.</footer>"
+        f"<footer>Written {written}. Dashed lines mark where an attempt resumed; bold curves are means over a fortieth "
+        "of the run, pale ones the single steps.</footer>"
     )
     return page(f"{story.name} · run report", "".join(parts) + footer, further_script)
 

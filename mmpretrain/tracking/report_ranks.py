@@ -38,6 +38,6 @@ def slowest_ranks(story: RunStory) -> str:
     )
     return (
         f"<h2>Slowest ranks<small>share of the newest attempt's {len(newest):,} steps</small></h2>"
-        '<div class="card scroll"><table><thead><tr><th>Rank</th><th class="left">Host</th><th>Slowest</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        '<div class="card scroll"><table><thead><tr><th>Rank</th><th class="left">Host</th><th>Slowest</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>"
     )
