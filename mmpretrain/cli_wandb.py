@@ -29,3 +29,20 @@ def sync(
     typer.echo(f"{done.rows} rows up to step {done.last_step} {'sent to W&B' if done.online else 'recorded'}")
     if not done.online:
         typer.echo(f"  in {done.folder}; `wandb sync {done.folder}` uploads it")
+
+
+@wandb_commands.command()
+def workspace(
+    entity: Annotated[str, typer.Option(help="User or team.")],
+    project: Annotated[str, typer.Option(help="The project whose runs it shows.")] = "mmpretrain",
+    spec: Annotated[
+        Path | None, typer.Option(help="Sections and panels; configs/tracking/wandb-workspace.yaml.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it as JSON and send nothing.")] = False,
+) -> None:
+    """Save a workspace of panels over the metrics of runs, the same for a whole team."""
+    from mmpretrain.config import configs_folder
+    from mmpretrain.tracking.wandb_workspace import build, save
+
+    made = build(spec or configs_folder() / "tracking" / "wandb-workspace.yaml", entity, project)
+    typer.echo(made._to_model().model_dump_json(by_alias=True, indent=2) if dry_run else save(made))

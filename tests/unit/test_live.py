@@ -66,4 +66,4 @@ def test_no_page_shows_what_is_no_run_of_the_list(site: str, tmp_path: Path) -> 
 def test_a_taken_port_is_refused(site: str) -> None:
     port = int(site.rpartition(":")[2])
     with pytest.raises(ClusterError, match=f"127.0.0.1:{port} is taken; give another --port, or --port 0"):
-        serve(lambda: [], "127.0.0.1", port)
+        serve(list, "127.0.0.1", port)

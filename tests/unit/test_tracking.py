@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import wandb
 from rich.console import Console
 
+from mmpretrain.config import configs_folder
 from mmpretrain.core.errors import ClusterError, ConfigError, DataError
 from mmpretrain.core.registry import discover
 from mmpretrain.core.types import StepReport
@@ -27,6 +29,8 @@ from mmpretrain.tracking.record import read_metrics, read_record
 from mmpretrain.tracking.tensorboard import TensorBoardConfig
 from mmpretrain.tracking.wandb import WandbConfig, run_id
 from mmpretrain.tracking.wandb_replay import replay
+from mmpretrain.tracking.wandb_workspace import build as build_workspace
+from mmpretrain.tracking.wandb_workspace import save
 
 
 def facts(run_dir: Path, attempt: int = 0, start_step: int = 0, log_every: int = 10) -> RunFacts:
@@ -371,3 +375,31 @@ def test_a_hanging_call_stalls_neither_submit_nor_close(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if record.name.startswith("mmpretrain")] == [
         "W&B is 2 calls behind; rows are missing there, metrics.jsonl has all"
     ]
+
+
+def test_the_workspace_shows_metrics_that_runs_have() -> None:
+    """Every name and pattern of the workspace finds a figure that a step or an evaluation of a run reports."""
+    workspace = build_workspace(configs_folder() / "tracking" / "wandb-workspace.yaml", "team", "trials")
+    steps = {"train/loss", "train/loss_itc", "train/lr", "train/grad_norm", "train/spike_score", "train/skipped_steps"}
+    steps |= {"train/logit_scale", "embed/pos_sim", "embed/neg_sim", "embed/modality_gap", "embed/in_batch_r1"}
+    steps |= {"perf/samples_per_s", "perf/data_pct", "rank/slowest", "mem/host_rss_gib"}
+    steps |= {f"rank/busy_s_{name}" for name in ("min", "med", "max")}
+    known = steps | {"val/i2t_r@1", "val/zeroshot_top1", "val/mlm_acc"}
+    panels = [panel for section in workspace.sections for panel in section.panels]
+    assert len(panels) == 17 and {panel.x for panel in panels} == {"train/step"}
+    for panel in panels:
+        assert set(panel.y or ()) <= known, panel.title
+        assert panel.y or any(re.fullmatch(panel.metric_regex, name) for name in known), panel.title
+
+
+def test_a_panel_of_neither_names_nor_pattern_is_refused(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("sections: {Loss: [{title: Empty}]}")
+    with pytest.raises(ConfigError, match="panel 'Empty' needs either metrics or a pattern"):
+        build_workspace(spec, "team", "trials")
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_workspace_is_not_saved_without_a_key() -> None:
+    with pytest.raises(ClusterError, match="no API key; `wandb login` sets one, or --dry-run prints the workspace"):
+        save(build_workspace(configs_folder() / "tracking" / "wandb-workspace.yaml", "team", "trials"))
