@@ -35,9 +35,7 @@ def sync(
 def workspace(
     entity: Annotated[str, typer.Option(help="User or team.")],
     project: Annotated[str, typer.Option(help="The project whose runs it shows.")] = "mmpretrain",
-    spec: Annotated[
-        Path | None, typer.Option(help="Sections and panels; configs/tracking/wandb-workspace.yaml.")
-    ] = None,
+    spec: Annotated[Path | None, typer.Option(help="Sections and panels, as configs/tracking has.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print it as JSON and send nothing.")] = False,
 ) -> None:
     """Save a workspace of panels over the metrics of runs, the same for a whole team."""

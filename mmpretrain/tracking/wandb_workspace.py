@@ -16,7 +16,7 @@ from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.tracking.wandb import STEP, first_line, has_credentials
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import LinePlot
+    from wandb_workspaces.reports.v2.interface import LinePlot
     from wandb_workspaces.workspaces import Workspace
 
 
@@ -67,12 +67,12 @@ def save(workspace: Workspace) -> str:
     if not has_credentials():
         raise ClusterError("W&B has no API key; `wandb login` sets one, or --dry-run prints the workspace")
     try:
-        return str(workspace.save().url)
+        return str(workspace.save().url)  # type: ignore[no-untyped-call]
     except Exception as fault:
         raise ClusterError(f"W&B did not take the workspace ({type(fault).__name__}: {first_line(fault)})") from fault
 
 
 def _panel(panel: PanelConfig) -> LinePlot:
-    from wandb_workspaces.reports.v2 import LinePlot
+    from wandb_workspaces.reports.v2.interface import LinePlot
 
     return LinePlot(title=panel.title, x=STEP, y=list(panel.metrics), metric_regex=panel.pattern)
