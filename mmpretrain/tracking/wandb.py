@@ -169,6 +169,14 @@ class WandbTracker:
     def note(self, message: str) -> None:
         """Events are for the console."""
 
+    def saved(self, step: int, path: Path) -> None:
+        """A reference to where it lies; nothing of it is uploaded."""
+        import wandb
+
+        artifact = wandb.Artifact(f"checkpoints-{run_id(self.run.run_dir)}", "checkpoint", metadata={"step": step})
+        artifact.add_reference(path.resolve().as_uri(), name=path.name, checksum=False)
+        self._worker.submit(lambda: self._log_artifact(artifact, path.name))
+
     def alert(self, title: str, text: str) -> None:
         self._worker.submit(lambda: self._wandb_run.alert(title=title, text=text))
 
@@ -182,6 +190,9 @@ class WandbTracker:
         for name in best:
             self._wandb_run.define_metric(name, step_metric=STEP, summary="max")
         self._wandb_run.log(row)
+
+    def _log_artifact(self, artifact: wandb.Artifact, alias: str) -> None:
+        self._wandb_run.log_artifact(artifact, aliases=["latest", alias])
 
     def _finish(self, outcome: Outcome) -> None:
         if outcome == "preempted":

@@ -59,6 +59,9 @@ class WebhookTracker:
     def note(self, message: str) -> None:
         """Events that need nobody are for the console."""
 
+    def saved(self, step: int, path: Path) -> None:
+        """Checkpoints are for the console."""
+
     def alert(self, title: str, text: str) -> None:
         self._post(f"{self.run.name}: {title}: {text}")
 

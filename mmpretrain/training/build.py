@@ -253,7 +253,7 @@ def _saver(
             path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
         if world.is_main:
             retain(folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
-            trackers.note(f"checkpoint {path.name}")
+            trackers.saved(step, path)
 
     return save
 

@@ -403,3 +403,19 @@ def test_a_panel_of_neither_names_nor_pattern_is_refused(tmp_path: Path) -> None
 def test_a_workspace_is_not_saved_without_a_key() -> None:
     with pytest.raises(ClusterError, match="no API key; `wandb login` sets one, or --dry-run prints the workspace"):
         save(build_workspace(configs_folder() / "tracking" / "wandb-workspace.yaml", "team", "trials"))
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_checkpoint_is_a_reference_in_wandb_and_not_uploaded(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rank-00000.safetensors").write_bytes(b"weights")
+    tracker = WandbConfig().build(facts(tmp_path))
+    tracker.saved(10, checkpoint)
+    tracker.alert("loss spike", "step 9 stands 8.0 sigma above the steps before it")
+    tracker.close("completed")
+    records = inspect(tmp_path)
+    text = json.dumps(records)
+    assert checkpoint.as_uri() in text and "step-00000010" in text
+    assert "step 9 stands 8.0 sigma" in text
+    assert not list(tmp_path.glob("wandb/**/*.safetensors"))
