@@ -150,6 +150,8 @@ class Loader:
     start_step: int
     workers: int
     prefetch: int
+    passed_over: tuple[tuple[int, int], ...] = ()
+    """(step, n): before step `step` (from 0) the data of n steps is left out."""
 
     def __iter__(self) -> Iterator[list[Batch]]:
         accumulation = self.micro_batches.plan.accumulation
@@ -157,9 +159,9 @@ class Loader:
         for _ in range(self.start_step, self.micro_batches.steps):
             yield [next(batches) for _ in range(accumulation)]
 
-    def from_step(self, step: int) -> "Loader":
-        """The same stream from another step on."""
-        return replace(self, start_step=step)
+    def from_step(self, step: int, passed_over: Sequence[tuple[int, int]] = ()) -> "Loader":
+        """The same stream from another step on, with what is passed over."""
+        return replace(self, start_step=step, passed_over=tuple(passed_over))
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -186,8 +188,16 @@ class Loader:
         return hashlib.sha256(repr((rows.seed, sources, phases)).encode()).hexdigest()[:16]
 
     def _data_loader(self) -> DataLoader[Wire | MMPretrainError]:
-        numbers = range(self.start_step * self.micro_batches.plan.accumulation, len(self.micro_batches))
+        accumulation = self.micro_batches.plan.accumulation
+        numbers = [
+            self._data_step(step) * accumulation + index
+            for step in range(self.start_step, self.micro_batches.steps)
+            for index in range(accumulation)
+        ]
         return data_loader(self.micro_batches, numbers, self.workers, self.prefetch)
+
+    def _data_step(self, step: int) -> int:
+        return step + sum(count for before, count in self.passed_over if before <= step)
 
 
 def data_loader(

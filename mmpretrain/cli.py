@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 
 from mmpretrain.cli_config import config_commands
+from mmpretrain.cli_dashboard import dashboard
 from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_demo import demo_commands
 from mmpretrain.cli_finetune import finetune
-from mmpretrain.cli_use import add_use_commands
 from mmpretrain.cli_launch import add_launch_commands
+from mmpretrain.cli_use import add_use_commands
+from mmpretrain.cli_wandb import wandb_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -30,6 +32,8 @@ app.add_typer(demo_commands)
 app.add_typer(data_commands, name="data")
 app.add_typer(config_commands, name="config")
 app.command()(finetune)
+app.add_typer(wandb_commands, name="wandb")
+app.command()(dashboard)
 add_launch_commands(app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]

@@ -144,6 +144,19 @@ class TrackingConfig(Config):
                 yield ("trackers", index), f"a second tracker of kind {kind}; keep one"
 
 
+class SpikeConfig(Config):
+    """What counts as a spike of loss or gradient norm, and what follows."""
+
+    sigmas: float = Field(6.0, gt=0)
+    """Standard deviations above the mean of the window."""
+    window: int = Field(128, ge=32)
+    """Steps before, with which a step is compared."""
+    action: Literal["alert", "roll_back"] = "alert"
+    """roll_back: go on from the newest checkpoint, with the data after the spike."""
+    max_rollbacks: PositiveInt = 3
+    """A spike after so many returns ends the run."""
+
+
 class RunConfig(Config):
     """One training run."""
 
@@ -165,6 +178,7 @@ class RunConfig(Config):
     """Write the sample keys of every step to samples.jsonl."""
     max_skipped_steps: NonNegativeInt = 10
     """Steps in a row that may be skipped because a loss or gradient is not finite; one more stops the run."""
+    spikes: SpikeConfig = SpikeConfig()
     deterministic: bool = False
     """Use deterministic kernels alone, and fail where there is none."""
     checkpoint: CheckpointConfig = CheckpointConfig()

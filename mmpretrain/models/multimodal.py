@@ -7,7 +7,7 @@ the tower or the fusion it needs, an embedding of the wrong width. It builds fro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -58,6 +58,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     autocast_dtype: torch.dtype | None = None
     """Matrix products run in this precision, parameters keep theirs; None: all in the parameters' precision."""
+    when_encoded: Callable[[], None] | None = None
+    """Called in every forward when the rows are encoded, before objectives meet those of other ranks."""
 
     def __init__(self, config: MultimodalConfig) -> None:
         super().__init__(config)
@@ -116,6 +118,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         with self._autocast(micro_batches[0]):
             parts = self._encode_all(micro_batches)
+        if self.when_encoded is not None:
+            self.when_encoded()
         fuse = partial(self._fuse_rows, at_once=_rows(micro_batches[0]) if len(micro_batches) > 1 else None)
         outputs: TensorDict = {}
         figures: dict[str, TensorDict] = {}

@@ -27,6 +27,7 @@ from mmpretrain.models.trained_parts import learning_rate_shares
 from mmpretrain.training.fragments import move_average
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
+from mmpretrain.training.stopwatch import Stopwatch
 
 _REPLACED = {
     "optimizer": "optimizer",
@@ -54,6 +55,8 @@ class StepResult:
     grad_norm: float
     """Global L2 norm before clipping; not finite when the step was skipped."""
     skipped: bool
+    compute_s: float
+    """Seconds this rank encoded its rows before it met the others."""
 
 
 class Engine:
@@ -68,6 +71,8 @@ class Engine:
         accumulation = config.global_batch_size // (config.micro_batch_size * world_size())
         self.backwards_per_step = 1 if model.spans_batch else accumulation
         self.deepspeed = _initialize(model, config, self.backwards_per_step)
+        self._stopwatch = Stopwatch(device)
+        model.when_encoded = self._stopwatch.stop
 
     @property
     def stage(self) -> int:
@@ -101,6 +106,7 @@ class Engine:
             metrics=_means(outputs, "metric."),
             grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
             skipped=skipped,
+            compute_s=self._stopwatch.read(),
         )
 
     def to_device(self, tensors: TensorDict) -> TensorDict:
@@ -114,6 +120,7 @@ class Engine:
         return [micro] if self.backwards_per_step == 1 else [[one] for one in micro]
 
     def _forward_backward(self, part: list[TensorDict], scales: TensorDict) -> TensorDict:
+        self._stopwatch.start()
         output: TensorDict = self.deepspeed(part, scales)
         loss = output["loss"]
         # A loss that is not finite must reach every rank's gradient, even where its own derivative is finite.
