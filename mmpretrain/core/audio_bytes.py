@@ -1,8 +1,8 @@
 """Bytes of a recording, or of the sound of a video, into one channel of samples at any rate.
 
 Enter: the content of a member, told by its first bytes and not by its name. Leave: its length, rate and channels, and
-any stretch of it as float32. Refused, as a SampleError: what holds no sound (an AbsentError
-where it has no sound track), is damaged or cut off, too long, of too many channels. soundfile reads what it can; PyAV the rest.
+any stretch of it as float32. Refused, as a SampleError: what has no sound track (AbsentError), is damaged or cut off,
+too long, of too many channels. soundfile reads what it can; PyAV the rest.
 """
 
 from __future__ import annotations

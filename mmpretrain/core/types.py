@@ -105,6 +105,10 @@ class StepReport:
     """Some rank was asked to stop: a signal, or the run folder's control/stop."""
     save_requested: bool = False
     """Someone asked for a checkpoint by control/save."""
+    evaluate_requested: bool = False
+    """Someone asked for an evaluation by control/eval."""
+    stacks_requested: bool = False
+    """Someone asked by control/stacks what all ranks are doing."""
 
 
 class Codec(Protocol):

@@ -82,12 +82,17 @@ def read_classes(path: Path) -> ClassSet:
         raise DataError(
             f'cannot read the classes of {path}: {error}; expected {{"classes": [...], "templates": ["... {{}} ..."]}}'
         ) from error
+    check_classes(known, str(path))
+    return known
+
+
+def check_classes(known: ClassSet, where: str) -> None:
+    """Refuse templates that hold no class name, and names that are missing or repeated."""
     unfillable = [template for template in known.templates if "{}" not in template]
     if unfillable or not known.templates:
-        raise DataError(f"{path}: each template needs a {{}} for the class name; saw {unfillable or 'no templates'}")
+        raise DataError(f"{where}: each template needs a {{}} for the class name; saw {unfillable or 'no templates'}")
     if len(set(known.classes)) != len(known.classes) or not known.classes:
-        raise DataError(f"{path}: class names must be present and distinct; saw {len(known.classes)}")
-    return known
+        raise DataError(f"{where}: class names must be present and distinct; saw {len(known.classes)}")
 
 
 def class_embeddings(context: EvaluationContext, modality: str, known: ClassSet, batch: int) -> Tensor:

@@ -4,9 +4,10 @@ Enter: tar members. Leave: fixed-shape arrays (codec), then tokens of the tower'
 member is broken, and, where the modality is required, one that has none.
 """
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import numpy as np
@@ -96,7 +97,7 @@ class Decoder(Protocol):
         ...
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
-        """Decode one sample; raises AbsentError where it has nothing of the modality, SampleError where that is broken."""
+        """Decode one sample; raises AbsentError where it has none of the modality, SampleError where that is broken."""
         ...
 
 
@@ -111,6 +112,9 @@ class CodecConfig(Config):
     What is there and broken makes a sample unusable either way."""
     drop: float = Field(0.0, ge=0, lt=1)
     """Share of the samples that are made to lack it in training, each anew whenever it is drawn (modality dropout)."""
+    keep: bool = False
+    """Decode each sample once, as evaluation does (without augmentation), and keep the result in the memory of every
+    process that decodes: for sets that are small and seen many times."""
 
     @property
     def makes(self) -> str:
@@ -123,7 +127,8 @@ class CodecConfig(Config):
 
     def codec(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "PresenceCodec":
         """`build`, for samples with the modality and without."""
-        return PresenceCodec(self.makes, self.build(inputs, tokenizer), self.missing == "refuse", self.drop)
+        decoder = self.build(inputs, tokenizer)
+        return PresenceCodec(self.makes, decoder, self.missing == "refuse", self.drop, {} if self.keep else None)
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ class PresenceCodec:
     decoder: Decoder
     required: bool
     drop: float
+    kept: dict[bytes, dict[str, Array]] | None = field(default=None, compare=False, repr=False)
+    """Digest of the members it reads -> what they hold; None: nothing is kept."""
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
@@ -151,11 +158,22 @@ class PresenceCodec:
 
     def _decoded(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array] | None:
         try:
-            return self.decoder.decode(members, draw)
+            return self.decoder.decode(members, draw) if self.kept is None else self._from_memory(members, self.kept)
         except AbsentError:
             if self.required:
                 raise
             return None
+
+    def _from_memory(self, members: Mapping[str, bytes], kept: dict[bytes, dict[str, Array]]) -> dict[str, Array]:
+        """What was decoded of the same bytes before; samples may share a name, so their content is what counts."""
+        digest = hashlib.blake2b(digest_size=16)
+        for extension in sorted(self.extensions & members.keys()):
+            digest.update(f"{extension} {len(members[extension])} ".encode())
+            digest.update(members[extension])
+        key = digest.digest()
+        if key not in kept:
+            kept[key] = self.decoder.decode(members, None)
+        return kept[key]
 
     def _drops(self, draw: np.random.Generator | None) -> bool:
         """Drawn after decoding, so that augmentation is the same with and without dropout."""

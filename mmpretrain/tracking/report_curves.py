@@ -84,6 +84,7 @@ def speed_charts(story: RunStory) -> list[Chart]:
 def other_charts(story: RunStory) -> list[Chart]:
     """Every further figure of the steps."""
     shown = {"train/loss", "train/skipped_steps", "perf/samples_per_s", "perf/data_pct", "perf/data_s"}
+    shown |= {"rank/slowest", "rank/busy_s_min", "rank/busy_s_med", "rank/busy_s_max"}
     shown |= {"embed/pos_sim", "embed/neg_sim", "mem/max_active_gib", "mem/max_reserved_gib", "mem/host_rss_gib"}
     shown |= {f"train/{one.name}" for chart in _SIGNALS for one in chart.series}
     names = dict.fromkeys(name for row in story.steps for name in row.metrics)

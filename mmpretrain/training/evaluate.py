@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
-from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.ranks import World
 from mmpretrain.core.types import Codec, StepReport
 from mmpretrain.evaluation.base import EvaluationContext, Rows
@@ -101,20 +102,23 @@ class Evaluator:
 
     def check(self) -> None:
         """Refuse before the first step the shards and files that a task would refuse after hours of them."""
-        for task in self.config.evaluation.tasks.values():
+        for name, task in self.config.evaluation.tasks.items():
             task.check_files()
             task.check_model(self.context.model)
-            for shards in task.shard_sets:
-                if shards is not None:
-                    open_sources({"evaluation": shards}, self.context.codecs)
+            for shards in filter(None, task.shard_sets):
+                (source,) = open_sources({"evaluation": shards}, self.context.codecs)
+                if task.modalities and all(held.isdisjoint(task.modalities) for held in source.together):
+                    raise DataError(
+                        f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards holds "
+                        f"any of these; name other shards, or remove the task"
+                    )
 
     def run(self, report: StepReport) -> None:
         """Communicates."""
         if not self.config.evaluation.tasks:
             return
-        if self.world.is_main:
-            self.folder.write_heartbeat(report.step, "evaluate")
         begin = time.perf_counter()
-        figures = run_tasks(self.config, self.context)
+        with self.folder.phase("evaluate", report.step) if self.world.is_main else nullcontext():
+            figures = run_tasks(self.config, self.context)
         figures["val/seconds"] = time.perf_counter() - begin
         self.trackers.log_evaluation(report.step, report.samples, figures)
