@@ -22,7 +22,7 @@ from mmpretrain.models.config import resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.fragments import KEYS, fragments
+from mmpretrain.training.fragments import fragments
 from mmpretrain.training.manifest import Position
 from mmpretrain.training.ranks import join, leave
 
@@ -139,11 +139,12 @@ def train(engine: Engine, steps: range) -> list[float]:
 
 
 def full_state(engine: Engine) -> dict[str, Tensor]:
-    """Every fragment of every rank joined: "master/name", "exp_avg/name", ... as flat tensors. Communicates."""
+    """Every fragment of every rank joined: "master/name", "exp_avg/name", "replica/name" of what does not learn, ... as
+    flat tensors. Communicates."""
     mine = [
         (f"{one.key}/{one.name}", one.offset, one.view.detach().cpu().clone())
         for one in fragments(engine.deepspeed, engine.stage)
-        if one.owned and one.key in KEYS
+        if one.owned
     ]
     gathered: list[list[tuple[str, int, Tensor]]] = [[] for _ in range(world_size())]
     torch.distributed.all_gather_object(gathered, mine)

@@ -123,7 +123,9 @@ def test_a_clip_model_embeds_the_same_in_native_towers(clip_folder: Path) -> Non
 
 def test_a_siglip_model_embeds_the_same_in_native_towers(tmp_path: Path) -> None:
     act = {"hidden_act": "gelu_pytorch_tanh"}
-    theirs = saved(SiglipModel(SiglipConfig(vision_config=IMAGE | act, text_config=TEXT | act | {"projection_size": 24})), tmp_path)
+    theirs = saved(
+        SiglipModel(SiglipConfig(vision_config=IMAGE | act, text_config=TEXT | act | {"projection_size": 24})), tmp_path
+    )
     common = TOWER | {"activation": "gelu_tanh", "norm_eps": 1e-6}
     image = common | {"width": 24, "stem": STEM | {"bias": True}, "pooling": "map", "projection": False}
     text = common | {"width": 16, "mlp_ratio": 2.0, "stem": WORDS, "pooling": "last", "attend_padding": True}
@@ -204,7 +206,7 @@ def test_settings_that_shapes_do_not_show_are_remarked_upon(clip_folder: Path) -
     table = transfer.table()
     assert "activation is quick_gelu there, gelu here" in table and "depth is 2 there, 1 here" in table
     assert transfer.accounts["towers.image"].left_over > 0 and transfer.accounts["towers.text"].loaded == 0
-    assert "mean is" not in table  # the folder does not say how its pixels are normalised
+    assert "mean is (0.48145466, 0.4578275, 0.40821073) there, (0.5, 0.5, 0.5) here" in table
 
 
 def test_the_table_accounts_for_every_weight(clip_folder: Path) -> None:
