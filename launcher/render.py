@@ -108,7 +108,7 @@ def variables(spec: JobSpec) -> dict[str, str]:
     fixed = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": _threads(spec)}
     fixed["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(spec.cluster.shutdown_s)
     if spec.code is not None:
-        fixed["PYTHONPATH"] = str(spec.code)
+        fixed |= {"PYTHONPATH": str(spec.code), "PYTHONSAFEPATH": "1"}  # a checkout in the working folder would win
     if spec.gpus_per_node:
         fixed |= _flight_recorder(spec.run)
     return fixed | spec.cluster.environment
@@ -202,7 +202,7 @@ def train_job(spec: JobSpec) -> str:
 
 
 def _pod_variables(spec: JobSpec) -> dict[str, str]:
-    return {name: value for name, value in variables(spec).items() if name != "PYTHONPATH"}
+    return {name: value for name, value in variables(spec).items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
 
 
 def _volume_patch(claim: str, mount: str) -> dict[str, object]:

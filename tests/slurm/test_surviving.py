@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cluster import DEADLINE_S, SlurmRun, comment_of, preempt, submit_run
-from cluster_signals import HANG
+from faulty_train import HANG
 
 from launcher.diagnosis import doctor_run
 from launcher.history import Action, Ending
