@@ -1,4 +1,4 @@
-"""What status, why, doctor and logs say of run folders in every state; the folders are as runs and supervisors leave them."""
+"""What status, why, doctor and logs say of run folders in every state, made as runs and supervisors leave them."""
 
 import json
 import time
