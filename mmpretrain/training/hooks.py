@@ -84,6 +84,22 @@ class StopOnDivergence:
         return Verdict.NOTHING
 
 
+class WarnBelow:
+    """Warns once for each figure that falls below a floor. Main rank only."""
+
+    def __init__(self, prefix: str, floor: float, meaning: str) -> None:
+        """`prefix`: figures whose names begin so; `meaning`: what it means and what to do."""
+        self.prefix, self.floor, self.meaning = prefix, floor, meaning
+        self.warned: set[str] = set()
+
+    def __call__(self, report: StepReport) -> Verdict:
+        for name, value in report.metrics.items():
+            if name.startswith(self.prefix) and value < self.floor and name not in self.warned:
+                self.warned.add(name)
+                log.warning("step %d: %s is %.3g, below %g: %s", report.step, name, value, self.floor, self.meaning)
+        return Verdict.NOTHING
+
+
 class WriteSkippedSteps:
     """`skipped.jsonl`: step and sample keys of every skipped step. Main rank only."""
 

@@ -75,6 +75,16 @@ class RunFolder:
         """`data.json`: what the run reads, for its card."""
         self._replace("data.json", json.dumps(list(sources)) + "\n")
 
+    def write_parent(self, parent: Mapping[str, object]) -> None:
+        """`parent.json`: the model a fine-tuning run began from, and what it took over."""
+        self._replace("parent.json", json.dumps(parent, indent=1) + "\n")
+
+    def read_parent(self) -> dict[str, object] | None:
+        """What `write_parent` wrote; None for a run that began from scratch."""
+        path = self.path / "parent.json"
+        found: dict[str, object] | None = json.loads(path.read_text()) if path.exists() else None
+        return found
+
     def write_outcome(self, state: State, step: int, message: str, reason: str = "") -> None:
         """How this attempt ended; its absence means that it crashed."""
         run_files.write_record(self.path / run_files.OUTCOME, Outcome(state, step, message, reason, time.time()))

@@ -140,7 +140,7 @@ class HFAutoTower(Tower):
     def load_pretrained(self) -> None:
         if self.config.pretrained:
             whole = AutoModel.from_pretrained(self.config.name, trust_remote_code=False, dtype=torch.float32)
-            self.model.load_state_dict(_encoder_of(whole, self.modality).state_dict())
+            self.model.load_state_dict(encoder_of(whole, self.modality).state_dict())
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()
@@ -162,7 +162,7 @@ def _is_dual(config: PretrainedConfig) -> bool:
     return {"vision_config", "text_config"} <= set(config.sub_configs)
 
 
-def _encoder_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+def encoder_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
     """What reads the modality: of a dual model its half."""
     if not _is_dual(model.config):
         return model
@@ -173,7 +173,7 @@ def _outline(config: PretrainedConfig, modality: str) -> PreTrainedModel:
     """The encoder without memory (meta device); halves of dual models are known to transformers only this way."""
     with torch.device("meta"):
         whole = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    return _encoder_of(whole, modality)
+    return encoder_of(whole, modality)
 
 
 def _without_dropout(fields: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ be the same for every number of ranks and micro-batches: with weights it is froz
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,9 @@ class TorchvisionTower(Tower):
 
     def facts(self) -> TowerFacts:
         return TowerFacts(width=self.width, num_tokens=(self.config.image_size // _STRIDE) ** 2, num_prefix=0)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return [module for module in self.trunk.children() if isinstance(module, nn.Sequential)]
 
     def load_pretrained(self) -> None:
         if self.config.weights is None:
