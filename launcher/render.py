@@ -58,6 +58,13 @@ def tasks_script(spec: JobSpec, tasks: int) -> str:
     )
 
 
+def join_script(spec: JobSpec) -> str:
+    """The same work in one job, for after the tasks."""
+    lines = directives(spec, (), spec.run / "logs" / "join.log")
+    command = shlex.join([*spec.cluster.container, spec.python, *spec.program])
+    return "\n".join(["#!/bin/bash", *lines, "set -euo pipefail", _environment(spec), f"exec {command}", ""])
+
+
 def _script(spec: JobSpec, lines: Sequence[str], run: str, choice: str) -> str:
     template = _Template((template_folder() / "job.sbatch").read_text())
     return template.substitute(
