@@ -22,7 +22,7 @@ from mmpretrain.models.config import resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.fragments import fragments
+from mmpretrain.training.fragments import KEYS, fragments
 from mmpretrain.training.manifest import Position
 from mmpretrain.training.ranks import join, leave
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on 2 ranks: every way of it equals plain PyTorch at every ZeRO stage, and what is frozen stays bitwise."""
+"""Fine-tuning on 2 ranks: every way equals plain PyTorch at every ZeRO stage, and what is frozen stays bitwise."""
 
 import json
 from pathlib import Path
