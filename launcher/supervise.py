@@ -104,8 +104,9 @@ class Supervisor:
         return preflight.judge(attempt.nodes, preflight.read_reports(self.spec.run, attempt.attempt))
 
     def _watch(self, process: subprocess.Popen[bytes], watchdog: Watchdog) -> Stall | None:
-        """Until the ranks are gone, or no longer move."""
+        """Until the ranks are gone, or no longer move; ranks that said how they ended are given time to be gone."""
         told = time.monotonic()
+        last_word: float | None = None
         while True:
             try:
                 process.wait(POLL_S)
@@ -113,6 +114,11 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 pass
             now = time.monotonic()
+            if run_files.read_outcome(self.spec.run) is not None:
+                last_word = last_word or now
+                if now - last_word > self.spec.cluster.shutdown_s:
+                    return None
+                continue
             stall = watchdog.look(run_files.read_heartbeat(self.spec.run), now)
             if stall is not None:
                 return stall
@@ -128,6 +134,8 @@ class Supervisor:
             self.allocation.kill(attempt.attempt, process)
             return _End(Ending.HUNG, f"{stall}: {where}")
         outcome = self._outcome()
+        if process.poll() is None:
+            self.allocation.kill(attempt.attempt, process)
         if outcome is not None:
             asked = bool(self.asked) or outcome.reason.startswith(("signal", "a signal"))
             cause = f"{self.asked or outcome.reason}; " if outcome.state == "preempted" else ""

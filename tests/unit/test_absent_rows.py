@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.core.seeding import row_key
 from mmpretrain.layers import products
 from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.encoding import ChunkEncoder
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.towers.base import Tower
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.captioning import CaptioningConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
@@ -134,3 +136,19 @@ def test_an_absent_row_is_no_negative() -> None:
     logits, own = image @ text.T / 0.07, torch.arange(4)
     expected = 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
     torch.testing.assert_close(whole["sum.i2t"] / 4, expected, atol=1e-5, rtol=0)
+
+
+class Dividing(Tower):
+    """Divides by the number of tokens that count, as some pretrained encoders do."""
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> dict[str, Tensor]:
+        assert mask is not None
+        tokens = F.one_hot(inputs, 30).float()
+        pooled = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return {"tokens": tokens, "mask": mask, "pooled": pooled}
+
+
+def test_a_tower_meets_no_row_in_which_nothing_counts() -> None:
+    fields = without(batch(), "text", [1, 4])
+    encoder = ChunkEncoder({"text": Dividing()}, {"text": nn.Identity()}, None, fields)
+    assert torch.isfinite(encoder.embed("text")).all()
