@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from test_export import clip_model, siglip_model
-from tiny_model import build_model
 from timm.layers import resample_abs_pos_embed
+from tiny_model import build_model
 from torch import Tensor
 from transformers import (
     BertConfig,
