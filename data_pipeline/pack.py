@@ -3,9 +3,10 @@
 Enter: the folder and the table. Leave: `00000.tar`, ... with their indexes, `manifest.json`, and `pack-report.jsonl`
 with a row per file that could not be used. Refused: too large a share of such files, a folder with another packing.
 
-A sample is its media file under the extension that its content has, a `.json` with all `captions` and the source
-`file`, and a `.txt` with the first caption. Every WebDataset reader takes that: open_clip and readers of img2dataset's
-shards take the whole `.txt` as one caption, so several, one a line, would run together; ours are all in the `.json`.
+A sample is its media file under the extension that its content has, with those that further folders hold under the same
+name (the sound of a picture), a `.json` with all `captions` and the source `file`, and a `.txt` with the first caption.
+Every WebDataset reader takes that: open_clip and readers of img2dataset's shards take the whole `.txt` as one caption,
+so several, one a line, would run together; ours are all in the `.json`.
 
 Shard i holds the candidates [i N, (i + 1) N) in the order of their keys, less those that were dropped, so the bytes
 do not depend on the number of workers, and a shard that stands is never written again.
@@ -13,7 +14,8 @@ do not depend on the number of workers, and a shard that stands is never written
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator
+import uuid
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from rich.console import Console
 
 from data_pipeline.pack_sources import Dropped, PackEntry, plan_entries, read_captions
 from data_pipeline.parallel import run_parallel
+from data_pipeline.part import Part
 from data_pipeline.shard_writer import finish_shard, shard_paths, write_unfinished
 from data_pipeline.sniff import usable_extension
 from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
@@ -29,6 +32,7 @@ from mmpretrain.core.errors import ConfigError, DataError, SampleError
 
 MANIFEST = "manifest.json"
 REPORT = "pack-report.jsonl"
+_PART_REPORT = "pack-report.part-{}-of-{}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class PackSummary:
     dropped: int
     unlisted: int
     """Files of the folder that the table does not name."""
+    joined: int
+    """Files of further folders."""
 
 
 @dataclass(frozen=True)
@@ -61,20 +67,31 @@ def pack(
     image_column: str | None = None,
     caption_column: str | None = None,
     max_bad: float = 0.05,
-) -> PackSummary:
+    join: Sequence[Path] | None = None,
+    part: Part | None = None,
+) -> PackSummary | None:
     """Pack and index; an interrupted packing goes on when it is called again with the same options.
+
+    With a `part`, its shards alone are written and there is no summary; a last call without one joins all parts.
+
+    Files of the folders `join` go to the sample of the same name, whatever their suffix.
 
     Files that cannot be used are dropped and listed in `pack-report.jsonl`; past the fraction `max_bad` of the files
     that the table names that is a DataError.
     """
-    _check_options(folder, samples_per_shard, max_bad)
+    further = tuple(join or ())
+    _check_options((folder, *further), samples_per_shard, max_bad)
     table = read_captions(captions, image_column, caption_column)
-    entries, absent = plan_entries(folder, table)
+    entries, absent = plan_entries(folder, table, further)
     _check_share(absent, len(table), max_bad, captions)
     plan = {"samples_per_shard": samples_per_shard, "candidates": len(entries), "sha256": _fingerprint(folder, entries)}
     _open_packing(out, plan)
     shards = _divide(entries, out, samples_per_shard)
-    broken = _write_missing(shards, folder, out, workers)
+    if part is not None:
+        _write_missing(part.take(shards), folder, out / _PART_REPORT.format(part.number, part.of), workers)
+        return None
+    _gather_part_reports(out)
+    broken = _write_missing(shards, folder, out / REPORT, workers)
     dropped = sorted([*absent, *broken], key=lambda row: row.path)
     _write_rows(out / REPORT, dropped)
     lost = {row.path for row in broken}
@@ -85,16 +102,18 @@ def pack(
         captions=sum(len(entry.captions) for entry in packed),
         dropped=len(dropped),
         unlisted=_count_unlisted(folder, out, table),
+        joined=sum(len(entry.joined) for entry in packed),
     )
     _check_share(dropped, len(table), max_bad, captions)
     _write_manifest(out, plan, summary)
-    _say(summary, out)
+    _say(summary, out, len(further))
     return summary
 
 
-def _check_options(folder: Path, samples_per_shard: int, max_bad: float) -> None:
-    if not folder.is_dir():
-        raise DataError(f"media folder {folder} does not exist")
+def _check_options(folders: Iterable[Path], samples_per_shard: int, max_bad: float) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"media folder {folder} does not exist")
     if samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard is {samples_per_shard}; give at least 1")
     if not 0 <= max_bad <= 1:
@@ -115,7 +134,8 @@ def _fingerprint(folder: Path, entries: Iterable[PackEntry]) -> str:
     digest = hashlib.sha256()
     for entry in entries:
         size = (folder / entry.path).stat().st_size
-        digest.update(json.dumps([entry.key, entry.path, size, entry.captions]).encode())
+        joined = [(path.name, path.stat().st_size) for path in entry.joined]
+        digest.update(json.dumps([entry.key, entry.path, size, entry.captions, *joined]).encode())
     return digest.hexdigest()
 
 
@@ -139,7 +159,7 @@ def _open_packing(out: Path, plan: dict[str, object]) -> None:
 
 def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None) -> None:
     content = {"plan": plan, "complete": summary is not None} | (asdict(summary) if summary else {})
-    unfinished = out / f".{MANIFEST}"
+    unfinished = out / f".{MANIFEST}.{uuid.uuid4().hex}"  # parts write it at the same time
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     unfinished.replace(out / MANIFEST)
 
@@ -153,18 +173,27 @@ def _divide(entries: list[PackEntry], out: Path, samples_per_shard: int) -> list
     ]
 
 
-def _write_missing(shards: list[_Shard], folder: Path, out: Path, workers: int | None) -> list[Dropped]:
+def _gather_part_reports(out: Path) -> None:
+    """What parts dropped, into the one report."""
+    parts = sorted(out.glob(_PART_REPORT.format("*", "*")))
+    rows = [row for report in (out / REPORT, *parts) for row in _read_rows(report)]
+    _write_rows(out / REPORT, dict.fromkeys(rows))  # each once, also where this was interrupted
+    for report in parts:
+        report.unlink()
+
+
+def _write_missing(shards: list[_Shard], folder: Path, report: Path, workers: int | None) -> list[Dropped]:
     """Write the shards that do not stand yet; what was dropped from all of them.
 
     A shard counts as standing once its own drops are on disk: they are appended first, its tar is renamed after.
     """
     standing = {entry.path for shard in shards if shard.path.exists() for entry in shard.entries}
-    broken = [row for row in _read_rows(out / REPORT) if row.path in standing]
-    _write_rows(out / REPORT, broken)
+    broken = [row for row in _read_rows(report) if row.path in standing]
+    _write_rows(report, broken)
 
     def settle(shard: _Shard) -> None:
         broken.extend(shard.dropped)
-        with (out / REPORT).open("a") as file:
+        with report.open("a") as file:
             file.writelines(_as_line(row) for row in shard.dropped)
         if len(shard.dropped) < len(shard.entries):
             finish_shard(shard.path)
@@ -191,17 +220,28 @@ def _usable_samples(
 
 
 def _sample(folder: Path, entry: PackEntry) -> dict[str, str | bytes]:
-    try:
-        content = (folder / entry.path).read_bytes()
-    except OSError as error:
-        raise SampleError(f"the file cannot be read: {error.strerror}") from error
+    media: dict[str, bytes] = {}
+    for path in (folder / entry.path, *entry.joined):
+        extension, content = _media(path)
+        if extension in media:
+            raise SampleError(f"two of its files hold {extension}, and a sample has one of each: {path.name} is one")
+        media[extension] = content
     described = {"captions": entry.captions, "file": entry.path}
     return {
         "__key__": entry.key,
-        usable_extension(content): content,
+        **media,
         METADATA_EXTENSION: json.dumps(described, ensure_ascii=False).encode(),
         TEXT_EXTENSION: entry.captions[0].encode(),
     }
+
+
+def _media(path: Path) -> tuple[str, bytes]:
+    """The true extension and the content of a file."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SampleError(f"the file cannot be read: {error.strerror}") from error
+    return usable_extension(content), content
 
 
 def _count_unlisted(folder: Path, out: Path, table: Container[str]) -> int:
@@ -225,8 +265,12 @@ def _as_line(row: Dropped) -> str:
     return json.dumps(asdict(row)) + "\n"
 
 
-def _say(summary: PackSummary, out: Path) -> None:
+def _say(summary: PackSummary, out: Path, num_further: int) -> None:
     text = f"packed {summary.samples} samples with {summary.captions} captions into {summary.shards} shards in {out}"
+    if num_further:
+        text += f"; {summary.joined} files of further folders joined them"
+        if lacking := num_further * summary.samples - summary.joined:
+            text += f", {lacking} are lacking"
     if summary.dropped:
         text += f"; dropped {summary.dropped} files, listed in {out / REPORT}"
     if summary.unlisted:

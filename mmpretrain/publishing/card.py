@@ -4,7 +4,7 @@ Enter: facts, the model's own config, which layouts were written and how they co
 with the Hub's metadata before it. Refused: text that still holds a placeholder.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -178,7 +178,10 @@ def _towers(contents: Contents) -> Mapping[str, object]:
 
 
 def _weight(objective: object) -> object:
-    return objective.get("weight", 1.0) if isinstance(objective, Mapping) else 1.0
+    weight = objective.get("weight", 1.0) if isinstance(objective, Mapping) else 1.0
+    if not isinstance(weight, Sequence):
+        return weight
+    return ", ".join(f"{point['weight']} at step {point['from_step']}" for point in weight)
 
 
 def _kind(config: object) -> str:

@@ -18,7 +18,8 @@ from mmpretrain.training.trained import TrainedRun, open_trained
 def publish_run(run: Path, out: Path, license_id: str, name: str | None = None) -> Published:
     """Write, verify and put in place; one process."""
     trained = open_trained(run)
-    return publish_model(trained.model, out, run_facts(trained, license_id, name or out.name), trained.tokenizer)
+    facts = run_facts(trained, license_id, name or out.name)
+    return publish_model(trained.model, out, facts, trained.tokenizer, trained.config.data.codecs)
 
 
 def run_facts(trained: TrainedRun, license_id: str, name: str) -> PublishFacts:

@@ -1,5 +1,5 @@
-"""The tokenizer of a run: the one that the config names, its parent's, or one trained from the captions; the latter two
-are kept in the run folder.
+"""The tokenizer of a run: the one that the config names, its parent's, or one trained from the texts it reads; the
+latter two are kept in the run folder.
 
 Enter: a RunConfig. Leave: where the tokenizer lies and what a text tower must know of it; None for runs without text.
 Refused: a named tokenizer that gives words other numbers than the parent's.
@@ -9,6 +9,7 @@ from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts, train_token
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TokenizerFacts
+from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.parent import Parent
 from mmpretrain.training.ranks import on_main
 from mmpretrain.training.run_folder import RunFolder
@@ -35,8 +36,14 @@ def _choose(config: RunConfig, folder: RunFolder, inherited: str | None) -> str:
         load_tokenizer(inherited).save_pretrained(folder.tokenizer)
     elif not folder.tokenizer.exists():
         shards = [pattern for source in config.data.train.sources.values() for pattern in source.shards]
-        train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer)
+        train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer, _keys(config))
     return str(folder.tokenizer)
+
+
+def _keys(config: RunConfig) -> tuple[str | None, ...]:
+    """Where the texts of the run stand in its samples."""
+    codecs = (codec for _, codec in sorted(config.data.codecs.items()))
+    return tuple(codec.key for codec in codecs if isinstance(codec, TextCodecConfig))
 
 
 def _check_alike(named: str, inherited: str) -> None:

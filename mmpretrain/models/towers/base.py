@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
+from mmpretrain.layers.teacher import Layered
 from mmpretrain.objectives.base import TowerFacts
 
 
-class Tower(nn.Module):
+class Tower(Layered):
     """The encoder of one modality."""
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
@@ -29,6 +30,9 @@ class Tower(nn.Module):
     def facts(self) -> TowerFacts:
         """What objectives may know of this tower."""
         raise NotImplementedError
+
+    def top_layers(self, inputs: Tensor, mask: Tensor | None, number: int) -> list[Tensor]:
+        raise ConfigError(f"{type(self).__name__} does not tell what its layers say; use a native tower")
 
     def load_pretrained(self) -> None:
         """Take over the weights the config names, once, when a model is created; most towers have none."""
