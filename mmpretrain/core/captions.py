@@ -39,9 +39,10 @@ def texts_of(members: Mapping[str, bytes], key: str | None) -> list[str]:
         return captions_of(members)
     found = _metadata(members[METADATA_EXTENSION]).get(key) if METADATA_EXTENSION in members else None
     texts = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(text, str) for text in texts):
+    stripped = [text.strip() for text in texts if isinstance(text, str)]
+    if len(stripped) < len(texts):
         raise SampleError(f"what .json holds under {key!r} is neither text nor a list of text")
-    return [text.strip() for text in texts if text.strip()]
+    return [text for text in stripped if text]
 
 
 def _metadata(raw: bytes) -> dict[str, object]:

@@ -62,7 +62,7 @@ class LossesTaskConfig(TaskConfig):
         self._chosen(model)
 
     def _chosen(self, model: MultimodalTransformer) -> dict[str, Objective]:
-        known: dict[str, Objective] = dict(model.objectives.items())
+        known = dict(model.objectives_by_name())
         independent = [name for name, objective in known.items() if not objective.spans_batch]
         wanted = independent if self.objectives is None else self.objectives
         if spanning := sorted(set(wanted) - set(independent)):

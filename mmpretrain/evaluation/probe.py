@@ -84,7 +84,7 @@ def fit(train: Labelled, num_classes: int, l2: float, max_iterations: int) -> Te
         weights.grad = found[1:].view_as(weights) + l2 * penalty
         return found[0] + 0.5 * l2 * penalty.square().sum()
 
-    solver.step(closure)
+    solver.step(closure)  # type: ignore[no-untyped-call]
     closure()
     assert weights.grad is not None
     steepest = float(weights.grad.abs().max())

@@ -52,7 +52,8 @@ class RetrievalConfig(PairsTaskConfig):
             pictures, captions = (encoded.items[modality] for modality in shown)
             kept = _both(pictures, captions)
             found = _found(encoded, shown, *kept)
-            write_samples(context.run_dir, found, *(_embedded(items, ids) for items in kept), self.samples)
+            media, texts = (_embedded(items, ids) for items in kept)
+            write_samples(context.run_dir, found, media, texts, self.samples)
         return self.named(figures)
 
     def _shown(self, context: EvaluationContext, pairs: list[Pair]) -> Pair | None:

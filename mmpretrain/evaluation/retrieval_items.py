@@ -111,6 +111,6 @@ def _note(
             encoded.captions.get(modality, []).extend(texts or ())
         if wanted.pictures in held:
             encoded.thumbnails.append(thumbnail(rows.tensors[wanted.pictures][row]))
-        named = wanted.group_by is not None and len(held) > 1
-        encoded.groups.append(json_label(members, wanted.group_by, key) if named else "")
+        group = "" if wanted.group_by is None or len(held) < 2 else json_label(members, wanted.group_by, key)
+        encoded.groups.append(group)
         encoded.keys.append(key)

@@ -24,11 +24,12 @@ def add_adapters(model: MultimodalTransformer, config: FinetuneConfig) -> None:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    for modality, tower in model.towers.items():
+    for modality, tower in model.towers_by_modality().items():
         if config.adapts(modality):
             names = _targets(tower, modality, config.lora)
             pattern = "|".join(re.escape(name) for name in names)
-            adapters = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=pattern)
+            rank, alpha = config.lora.rank, config.lora.alpha
+            adapters = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)  # type: ignore[arg-type]
             inject_adapter_in_model(adapters, tower)
 
 

@@ -97,7 +97,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         )
         created = cls(config)
         if not any(parameter.is_meta for parameter in created.parameters()):
-            for tower in created._towers().values():
+            for tower in created.towers_by_modality().values():
                 tower.load_pretrained()
         return created
 
@@ -109,7 +109,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     @property
     def spans_batch(self) -> bool:
         """Whether some objective needs all of a rank's rows in one forward."""
-        return any(objective.spans_batch for objective in self._objectives().values())
+        return any(objective.spans_batch for objective in self.objectives_by_name().values())
 
     def forward(self, micro_batches: Sequence[TensorDict], scales: TensorDict) -> TensorDict:
         """The loss of these rows: {"loss", "sum.<objective>", "metric.<name>"}, fp32 [] each.
@@ -124,7 +124,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         outputs: TensorDict = {}
         figures: dict[str, TensorDict] = {}
         losses = []
-        for name, objective in self._objectives().items():
+        for name, objective in self.objectives_by_name().items():
             own = {key.removeprefix(f"{name}/"): part for key, part in parts.items() if key.startswith(f"{name}/")}
             total = objective.reduce_fused(own, fuse)
             losses.append(self.weights[name] * total * scales[name])
@@ -138,7 +138,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def after_step(self, step: int, average: Average) -> None:
         """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""
-        for objective in self._objectives().values():
+        for objective in self.objectives_by_name().values():
             objective.after_step(step, self._read_by(), average)
 
     def published_state(self) -> TensorDict:
@@ -162,7 +162,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
         return {
             name: torch.stack([objective.count(batch) for batch in micro_batches]).sum()
-            for name, objective in self._objectives().items()
+            for name, objective in self.objectives_by_name().items()
         }
 
     def embed(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -212,7 +212,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         encoder = self.encoder(batch)
         return {
             f"{name}/{key}": part
-            for name, objective in self._objectives().items()
+            for name, objective in self.objectives_by_name().items()
             for key, part in objective.encode(encoder).items()
         }
 
@@ -244,7 +244,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Beginnings of the names of weights that training alone needs."""
         return [
             f"objectives.{name}.{child}."
-            for name, objective in self._objectives().items()
+            for name, objective in self.objectives_by_name().items()
             for child in objective.scaffolding
         ]
 
@@ -256,13 +256,15 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def _read_by(self) -> Mapping[str, Tower]:
         """Every input -> the tower that reads it."""
-        towers = self._towers()
+        towers = self.towers_by_modality()
         return {name: towers[tower] for name, tower in self.readers.items()}
 
-    def _towers(self) -> Mapping[str, Tower]:
+    def towers_by_modality(self) -> Mapping[str, Tower]:
+        """`towers`, as what they are."""
         return cast(Mapping[str, Tower], self.towers)
 
-    def _objectives(self) -> Mapping[str, Objective]:
+    def objectives_by_name(self) -> Mapping[str, Objective]:
+        """`objectives`, as what they are."""
         return cast(Mapping[str, Objective], self.objectives)
 
 

@@ -3,9 +3,10 @@
 Enter: the config of an encoder, how its pixels are normalised. Leave: fields of a native tower.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
+from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
 
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.models.layouts.tables import HIDDEN_ACT, activation_of
@@ -20,14 +21,28 @@ class Pixels:
     mean: Channels
     std: Channels
 
-    def stem(self, image_size: int, patch_size: int) -> dict[str, object]:
-        """Fields of the patch stem that reads these pixels."""
-        sizes = {"image_size": image_size, "patch_size": patch_size}
+    def stem(self, image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> dict[str, object]:
+        """Fields of the patch stem that reads these pixels; refuses pictures that are not square."""
+        sizes = {"image_size": _edge(image_size), "patch_size": _edge(patch_size)}
         return {"kind": "patches", "mean": self.mean, "std": self.std, **sizes}
 
 
 HALVES = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """From -1 to 1, as ViT and SigLIP were published."""
+
+
+def _edge(size: int | Sequence[int]) -> int:
+    edges = {size} if isinstance(size, int) else set(size)
+    if len(edges) > 1:
+        raise CheckpointError(f"it reads pictures or patches of {size} pixels, and native towers square ones alone")
+    return edges.pop()
+
+
+def halves_of(config: CLIPConfig | SiglipConfig) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """The configs of what reads pictures and of what reads text."""
+    image, text = config.vision_config, config.text_config
+    assert isinstance(image, PretrainedConfig) and isinstance(text, PretrainedConfig)
+    return image, text
 
 
 def native_tower(config: PretrainedConfig) -> dict[str, object]:
