@@ -20,7 +20,7 @@ from mmpretrain.core.ranks import World
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.spectrogram import LogMel
 from mmpretrain.models.multimodal import MultimodalTransformer
-from mmpretrain.objectives.mae import normalise_patches, split_patches
+from mmpretrain.objectives.mae import normalise_patches
 
 HERE = Path(__file__).parent
 Losses = dict[str, tuple[Tensor, int]]
@@ -131,8 +131,7 @@ def hidden_patches(model: MultimodalTransformer, rows: list[TensorDict]) -> Loss
     for name, modality in {"mim": "image", "mvm": "video"}.items():
         objective, total, count = model.objectives[name], torch.zeros(()).double(), 0
         for row in (row for row in rows if has(row, modality)):
-            stream = f"mae.{modality}"
-            split = split_patches(row["draw"], objective.num_patches, objective.num_visible, stream)
+            split = objective.masking(row["draw"])
             tokens = model.towers[modality](row[modality], None, split.visible)["tokens"]
             predicted = objective.decoder(tokens, split.visible, split.hidden)[0]
             wanted = normalise_patches(model.towers[modality].patches(row[modality])[0, split.hidden[0]].double())

@@ -269,10 +269,12 @@ def test_checksums_catch_bytes_that_changed_in_place(shards: Path) -> None:
     }
 
 
-def test_a_tar_without_pairs_is_refused_at_the_start(tmp_path: Path) -> None:
-    write_shard(tmp_path / "shards" / "0.tar", range(5), extension="json")
+def test_a_tar_without_pairs_is_refused_at_the_start(tmp_path: Path, shards: Path) -> None:
+    write_shard(tmp_path / "other" / "0.tar", range(5), extension="json")
+    with pytest.raises(DataError, match="no shard holds number"):
+        load(tmp_path / "other")
     with pytest.raises(DataError, match="tar without pairs"):
-        load(tmp_path / "shards")
+        load({"main": shards, "other": tmp_path / "other"})
 
 
 def test_a_missing_shard_is_refused_at_the_start(tmp_path: Path) -> None:
