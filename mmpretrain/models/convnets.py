@@ -84,17 +84,17 @@ def build_trunk(name: str, trained: bool, channels: int = 3) -> Trunk:
     return Trunk(name, links)
 
 
-def load_trunk(trunk: Trunk, name: str, source: str) -> None:
-    """Fill a trunk from a local .safetensors or .pth file of the whole network, or from published weights."""
+def load_network(network: nn.Module, name: str, source: str) -> None:
+    """Fill a network, with or without its head, from a local .safetensors or .pth file of the whole network, or from published weights."""
     state = _read_weights(name, source)
-    wanted = trunk.state_dict()
+    wanted = network.state_dict()
     wrong = [key for key, tensor in wanted.items() if key not in state or state[key].shape != tensor.shape]
     if wrong:
         raise ConfigError(
             f"{source} holds no weights of a {name}: {len(wrong)} of {len(wanted)} tensors are absent or of another "
             f"shape, {wrong[0]} first; name the architecture these weights are of"
         )
-    trunk.load_state_dict({key: state[key] for key in wanted})
+    network.load_state_dict({key: state[key] for key in wanted})
 
 
 def _first_convolution(channels: int) -> nn.Conv2d:

@@ -16,7 +16,7 @@ from mmpretrain.core.config import Rule
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict
 from mmpretrain.layers.pixels import Normalise
-from mmpretrain.models.convnets import ARCHITECTURES, ImageName, Statistics, VideoName, build_trunk, load_trunk
+from mmpretrain.models.convnets import ARCHITECTURES, ImageName, Statistics, VideoName, build_trunk, load_network
 from mmpretrain.models.towers.base import Tower, TowerConfig
 from mmpretrain.objectives.base import TowerFacts
 
@@ -105,4 +105,4 @@ class TorchvisionTower(Tower):
 
     def load_pretrained(self) -> None:
         if self.config.weights is not None:
-            load_trunk(self.trunk, self.config.name, self.config.weights)
+            load_network(self.trunk, self.config.name, self.config.weights)
