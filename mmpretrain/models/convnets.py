@@ -85,7 +85,7 @@ def build_trunk(name: str, trained: bool, channels: int = 3) -> Trunk:
 
 
 def load_network(network: nn.Module, name: str, source: str) -> None:
-    """Fill a network, with or without its head, from a local .safetensors or .pth file of the whole network, or from published weights."""
+    """Fill a network, or its trunk, from a local .safetensors or .pth file of the whole, or from published weights."""
     state = _read_weights(name, source)
     wanted = network.state_dict()
     wrong = [key for key, tensor in wanted.items() if key not in state or state[key].shape != tensor.shape]

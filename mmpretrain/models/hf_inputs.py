@@ -5,6 +5,7 @@ positions for, videos of an encoder that does not say how many frames it reads. 
 L tokens.
 """
 
+import copy
 import math
 from typing import cast
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import ModelOutput
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
@@ -26,6 +28,11 @@ class EncoderInputs(nn.Module):
     def forward(self, inputs: Tensor, mask: Tensor | None) -> TensorDict:
         """Map inputs, and their mask as the batch holds it, to keyword arguments."""
         raise NotImplementedError
+
+    def measure(self, pattern: PreTrainedModel) -> ModelOutput:
+        """What an encoder like this outline gives for one row: shapes count, values do not."""
+        outputs: ModelOutput = pattern(**self.example())
+        return outputs
 
     def example(self) -> TensorDict:
         """Keyword arguments of one row on the meta device."""
@@ -52,8 +59,12 @@ class WordInputs(EncoderInputs):
             return {"input_ids": inputs}
         return {"input_ids": inputs, "attention_mask": mask.long()}
 
-    def example(self) -> TensorDict:
-        return {"input_ids": torch.zeros(1, self.length, dtype=torch.int64, device="meta")}
+    def measure(self, pattern: PreTrainedModel) -> ModelOutput:
+        """Of one layer on the CPU: encoders of words look at the values of their masks."""
+        with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            ids = torch.full((1, self.length), 5)
+            outputs: ModelOutput = one_layer(pattern)(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return outputs
 
     def content(self, found: int) -> int:
         return self.length
@@ -110,6 +121,22 @@ def read_statistics(name: str, required: bool) -> tuple[Channels, Channels]:
             f"{name} does not say how its pixels are normalised (image_mean, image_std in preprocessor_config.json); "
             "set the tower's mean and std"
         ) from error
+
+
+def one_layer(pattern: PreTrainedModel) -> nn.Module:
+    """A fresh encoder like the outline, but of a single layer, not training."""
+    config = copy.deepcopy(pattern.config)
+    config.num_hidden_layers = 1
+    return type(pattern)(config).train(False)
+
+
+@torch.no_grad()
+def is_causal(pattern: PreTrainedModel) -> bool:
+    """Whether a token sees only earlier ones, measured on one fresh layer: no attribute tells it of all encoders."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        rows = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+        hidden = one_layer(pattern)(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state
+    return torch.allclose(*hidden[:, 0], rtol=0, atol=1e-6)
 
 
 def check_length(encoder: PreTrainedModel, length: int, name: str) -> None:

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
     ASTFeatureExtractor,
     AutoFeatureExtractor,

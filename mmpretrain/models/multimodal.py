@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import discover
@@ -135,8 +137,9 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         for module in self.modules():
             if isinstance(module, CheckpointedBlock):
                 module.gradient_checkpointing = enabled
-            elif isinstance(module, PreTrainedModel) and module is not self and module.supports_gradient_checkpointing:
-                _switch_checkpointing(module, enabled)
+            elif isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = enabled
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def init_weights(self) -> None:
         """Every part initialised itself when it was built, so that nothing is left to do."""
@@ -219,13 +222,6 @@ def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) 
         )
     if lack := model.lacking_fusion(objective):
         raise ConfigError(f"objective {name} {lack}")
-
-
-def _switch_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
-    if enabled:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
 
 
 AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig)

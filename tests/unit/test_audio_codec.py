@@ -102,6 +102,9 @@ def test_a_shorter_recording_is_padded_and_the_mask_tells_or_repeated() -> None:
     assert padded["audio.mask"].tolist() == [True] * 4 + [False] * 6
     repeated = build(short="repeat").decode(members, None)
     assert repeated["audio"].tolist() == [7] * 1600 and repeated["audio.mask"].all()
+    whole = build(short="repeat_whole").decode(members, None)
+    assert whole["audio"].tolist() == [7] * 1500 + [0] * 100
+    assert whole["audio.mask"].tolist() == [True] * 10  # the last block holds 60 samples
 
 
 def test_the_sound_of_a_video_is_a_recording_and_a_file_comes_before_it() -> None:

@@ -5,12 +5,10 @@ a sequence of tokens, an input size it has no positions for. Of a dual model (CL
 reads the tower's modality. Nothing is left to chance: what is random about a row follows from its key alone.
 """
 
-import copy
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mmpretrain.core.errors import ConfigError
@@ -34,6 +32,7 @@ from mmpretrain.models.hf_inputs import (
     PixelInputs,
     WordInputs,
     check_length,
+    is_causal,
     pixel_shape,
     read_statistics,
 )
@@ -176,11 +175,9 @@ def _as_sequence(hidden: Tensor) -> Tensor:
     return hidden if hidden.dim() == 3 else hidden.flatten(2).transpose(1, 2)
 
 
-def _measure(
-    config: HFAutoTowerConfig, pattern: PreTrainedModel, inputs: EncoderInputs, modality: str
-) -> TowerFacts:
-    """Run the encoder once without memory or arithmetic and look at what comes out."""
-    outputs = pattern(**inputs.example())
+def _measure(config: HFAutoTowerConfig, pattern: PreTrainedModel, inputs: EncoderInputs, modality: str) -> TowerFacts:
+    """Run the encoder once, without memory or arithmetic where that can be, and look at what comes out."""
+    outputs = inputs.measure(pattern)
     found = outputs.last_hidden_state
     if found.dim() < 3:
         raise ConfigError(f"{config.name} gives hidden states of shape {list(found.shape)}, not a sequence of tokens")
@@ -189,7 +186,9 @@ def _measure(
     tokens = _as_sequence(found)
     content = inputs.content(tokens.shape[1])
     if config.pooling == "class" and modality != "text" and content == tokens.shape[1]:
-        raise ConfigError(f"{config.name} puts no class token before its {content} tokens; set the tower's pooling to mean")
+        raise ConfigError(
+            f"{config.name} puts no class token before its {content} tokens; set the tower's pooling to mean"
+        )
     return TowerFacts(
         width=tokens.shape[2],
         num_tokens=content,
@@ -197,17 +196,5 @@ def _measure(
         vocab_size=pattern.config.vocab_size if modality == "text" else None,
         special_ids=config.special_ids or (),
         mask_id=config.mask_id,
-        causal=modality == "text" and _is_causal(pattern),
+        causal=modality == "text" and is_causal(pattern),
     )
-
-
-@torch.no_grad()
-def _is_causal(pattern: PreTrainedModel) -> bool:
-    """Whether a token sees only earlier ones, measured on one fresh layer: no attribute tells it of all encoders."""
-    config = copy.deepcopy(pattern.config)
-    config.num_hidden_layers = 1
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        probe: nn.Module = type(pattern)(config).train(False)
-        rows = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
-        first, second = probe(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state[:, 0]
-    return torch.allclose(first, second, rtol=0, atol=1e-6)

@@ -59,8 +59,9 @@ class TorchvisionTowerConfig(TowerConfig):
 
     def _axes(self) -> dict[str, tuple[int, int]]:
         """Field -> its size, and how many times the network shrinks it."""
-        *times, space = ARCHITECTURES[self.name].strides
-        return {"image_size": (self.image_size, space)} | {"frames": (self.clip_frames, time) for time in times}
+        strides = ARCHITECTURES[self.name].strides
+        space = {"image_size": (self.image_size, strides[-1])}
+        return space if self.reads == "image" else {"frames": (self.clip_frames, strides[0])} | space
 
     @property
     def clip_frames(self) -> int:

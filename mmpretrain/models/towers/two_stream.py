@@ -100,7 +100,9 @@ class TwoStreamTower(Tower):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
         if keep is not None:
-            raise ConfigError("a tower of kind two_stream cannot leave tubes out; masked autoencoding needs kind native")
+            raise ConfigError(
+                "a tower of kind two_stream cannot leave tubes out; masked autoencoding needs kind native"
+            )
         seen = self.rgb(inputs)
         places = self.flow_trunk(self.motions(inputs).flatten(0, 1))
         moved = self.flow_adapter(places.unflatten(0, (inputs.shape[0], -1)).flatten(1, 2))
