@@ -1,7 +1,7 @@
 """Where each sample of a shard begins, how long it is, its checksum and its cheap facts, in a file beside the shard.
 
 Enter: a tar shard. Leave: a `ShardIndex`, written once as `<shard>.tar.index`. Refused: a shard that changed since, a
-damaged index, a tar without samples or in which nothing pairs up.
+damaged index, a tar without samples.
 """
 
 import logging
@@ -189,24 +189,6 @@ def changed_samples(index: ShardIndex) -> Iterator[int]:
             offset, length = index.sample_range(ordinal)
             if zlib.crc32(data[offset : offset + length]) != index.crc32(ordinal):
                 yield ordinal
-
-
-def require_pairs(index: ShardIndex, required: Mapping[str, frozenset[str]]) -> NDArray[np.bool_]:
-    """[samples] Which samples have a member for every modality; a shard in which none has is a DataError.
-
-    `required` maps a modality to the extensions its codec reads; none: it can do without.
-    """
-    complete = np.ones(index.num_samples, np.bool_)
-    needed = {name: extensions for name, extensions in required.items() if extensions}
-    for extensions in needed.values():
-        complete &= index.holds(extensions)
-    if not complete.any():
-        wanted = "; ".join(f"{name}: one of .{', .'.join(sorted(found))}" for name, found in needed.items())
-        raise DataError(
-            f"{index.shard} is a tar without pairs: none of its {index.num_samples} samples has all of ({wanted}); "
-            f"it holds .{', .'.join(index.extensions[:12])}"
-        )
-    return complete
 
 
 def _from_file(shard: Path, header: IndexHeader, arrays: Mapping[str, Array]) -> ShardIndex:

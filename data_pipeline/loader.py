@@ -44,7 +44,7 @@ def build_loader(
     Indexes shards that have no index, so let one rank build first where shards are new.
     """
     patterns = {name: source.shards for name, source in config.train.sources.items()}
-    sources = open_sources(patterns, {name: codec.extensions for name, codec in codecs.items()})
+    sources = open_sources(patterns, codecs, wants_all=True)
     changes = [(change.from_sample, change.weights) for change in config.train.changes]
     rows = RowMaker(
         reader=SampleReader(sources),
@@ -106,11 +106,10 @@ class RowMaker:
         return decode(self.codecs, members, {name: generator(key_of(draw, name)) for name in self.codecs})
 
     def _facts(self, positions: range, keys: Sequence[str]) -> TensorDict:
-        """What is known of rows beside their fields; a codec that tells which rows are present overrules this."""
+        """What is known of rows beside their fields."""
         draws = [row_key(self.seed, position) for position in positions]
-        present = {f"{name}.present": torch.ones(len(positions), dtype=torch.bool) for name in self.codecs}
         samples = torch.tensor([sample_key(key) for key in keys])
-        return present | {"position": torch.tensor(positions), "draw": torch.tensor(draws), "sample": samples}
+        return {"position": torch.tensor(positions), "draw": torch.tensor(draws), "sample": samples}
 
     def _key(self, source: Source) -> int:
         return key_of(self.seed, "source", source.name)
@@ -151,6 +150,8 @@ class Loader:
     start_step: int
     workers: int
     prefetch: int
+    passed_over: tuple[tuple[int, int], ...] = ()
+    """(step, n): before step `step` (from 0) the data of n steps is left out."""
 
     def __iter__(self) -> Iterator[list[Batch]]:
         accumulation = self.micro_batches.plan.accumulation
@@ -158,13 +159,23 @@ class Loader:
         for _ in range(self.start_step, self.micro_batches.steps):
             yield [next(batches) for _ in range(accumulation)]
 
-    def from_step(self, step: int) -> "Loader":
-        """The same stream from another step on."""
-        return replace(self, start_step=step)
+    def from_step(self, step: int, passed_over: Sequence[tuple[int, int]] = ()) -> "Loader":
+        """The same stream from another step on, with what is passed over."""
+        return replace(self, start_step=step, passed_over=tuple(passed_over))
 
     @property
     def sources(self) -> tuple[Source, ...]:
         return self.micro_batches.rows.reader.sources
+
+    @property
+    def uneven_slots(self) -> int | None:
+        """Length of a slot pattern that micro-batches do not hold whole, so that they differ by a row in what they hold
+        of each source; None where all hold the same."""
+        micro = self.micro_batches.plan.micro
+        for phase in self.micro_batches.rows.mixture.phases:
+            if micro % phase.pattern.num_slots or phase.from_position % micro:
+                return phase.pattern.num_slots
+        return None
 
     @property
     def fingerprint(self) -> str:
@@ -177,8 +188,16 @@ class Loader:
         return hashlib.sha256(repr((rows.seed, sources, phases)).encode()).hexdigest()[:16]
 
     def _data_loader(self) -> DataLoader[Wire | MMPretrainError]:
-        numbers = range(self.start_step * self.micro_batches.plan.accumulation, len(self.micro_batches))
+        accumulation = self.micro_batches.plan.accumulation
+        numbers = [
+            self._data_step(step) * accumulation + index
+            for step in range(self.start_step, self.micro_batches.steps)
+            for index in range(accumulation)
+        ]
         return data_loader(self.micro_batches, numbers, self.workers, self.prefetch)
+
+    def _data_step(self, step: int) -> int:
+        return step + sum(count for before, count in self.passed_over if before <= step)
 
 
 def data_loader(

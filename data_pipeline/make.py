@@ -1,8 +1,9 @@
 """`data make`: the synthetic set that a tiny model learns in minutes, and that shows what it did not learn.
 
 Enter: how many training samples, and a seed. Leave: `train/`, `val/` (the same pairs of colour and shape) and
-`heldout/` (pairs that training never shows) as folders of indexed shards, `classes.json` for zero-shot evaluation, and
-`manifest.json`. Refused: a folder that holds anything else. The same options give the same bytes.
+`heldout/` (pairs that training never shows) as folders of indexed shards of pictures, videos, recordings and text;
+`classes.json`, `video-classes.json` and `audio-classes.json` for zero-shot evaluation, and `manifest.json`. Refused: a
+folder that holds anything else. The same options give the same bytes.
 """
 
 import json
@@ -13,16 +14,25 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data_pipeline import clips, shapes, tones
 from data_pipeline.parallel import run_parallel
-from data_pipeline.shapes import HELD_OUT, PAIRS, PROMPTS, SEEN, draw_scene, render
+from data_pipeline.scenes import draw_sample
+from data_pipeline.shapes import HELD_OUT, PAIRS, SEEN
 from data_pipeline.shard_writer import finish_shard, shard_paths, write_unfinished
-from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.seeding import generator, key_of
 
 MANIFEST = "manifest.json"
-CLASSES = "classes.json"
-CAPTIONS_PER_SAMPLE = 3
+CLASSES: dict[str, dict[str, object]] = {
+    "classes.json": {
+        "classes": [" ".join(pair) for pair in PAIRS],
+        "templates": shapes.PROMPTS,
+        "label_key": "label",
+    },
+    "video-classes.json": {"classes": clips.CLASSES, "templates": clips.PROMPTS, "label_key": "video_label"},
+    "audio-classes.json": {"classes": tones.CLASSES, "templates": tones.PROMPTS, "label_key": "audio_label"},
+}
+"""What zero-shot evaluation chooses among, by modality."""
 PAIRS_OF_SPLIT = {"train": SEEN, "val": SEEN, "heldout": HELD_OUT}
 
 
@@ -33,7 +43,7 @@ class SyntheticSet:
     samples: int
     seed: int = 0
     image_size: int = 64
-    """Height and width in pixels."""
+    """Height and width of the pictures in pixels; videos have half."""
     samples_per_shard: int = 500
 
     @property
@@ -62,10 +72,10 @@ def make(
     workers: int | None = None,
 ) -> dict[str, int]:
     """Write what is missing of the set; the number of samples of each split."""
-    if min(samples, samples_per_shard) < 1 or image_size < 16:
+    if min(samples, samples_per_shard) < 1 or image_size < 16 or image_size % 4:
         raise ConfigError(
             f"--samples {samples}, --samples-per-shard {samples_per_shard}, --image-size {image_size}: give at least "
-            "1 sample, 1 sample per shard and 16 pixels"
+            "1 sample, 1 sample per shard and 16 pixels, a multiple of 4"
         )
     asked = SyntheticSet(samples, seed, image_size, samples_per_shard)
     _open_folder(out, asked)
@@ -89,8 +99,8 @@ def _open_folder(out: Path, asked: SyntheticSet) -> None:
         raise ConfigError(f"{out} holds files that `data make` did not write; give an empty or new folder")
     for split in asked.split_sizes:
         (out / split).mkdir(parents=True)
-    classes = {"classes": [" ".join(pair) for pair in PAIRS], "templates": PROMPTS, "label_key": "label"}
-    (out / CLASSES).write_text(json.dumps(classes, indent=2) + "\n")
+    for name, classes in CLASSES.items():
+        (out / name).write_text(json.dumps(classes, indent=2) + "\n")
     (out / MANIFEST).write_text(json.dumps(described, indent=2) + "\n")
 
 
@@ -109,16 +119,8 @@ def _write(asked: SyntheticSet, shard: _Shard) -> None:
 
 
 def _samples(asked: SyntheticSet, shard: _Shard) -> Iterator[dict[str, str | bytes]]:
-    """Each sample is drawn from its own key; pairs take turns, so that every pair is as frequent as any other."""
-    pairs = PAIRS_OF_SPLIT[shard.split]
+    """Each sample is drawn from its own key."""
     for number in shard.numbers:
         draw = generator(key_of(asked.seed, "shapes", shard.split, number))
-        scene = draw_scene(pairs[number % len(pairs)], draw)
-        captions = scene.captions(draw, CAPTIONS_PER_SAMPLE)
-        described = {"captions": captions, "label": scene.label} | asdict(scene)
-        yield {
-            "__key__": f"{shard.split}-{number:07d}",
-            "jpg": render(scene, asked.image_size, draw),
-            METADATA_EXTENSION: json.dumps(described).encode(),
-            TEXT_EXTENSION: captions[0].encode(),
-        }
+        members = draw_sample(PAIRS_OF_SPLIT[shard.split], number, asked.image_size, draw)
+        yield {"__key__": f"{shard.split}-{number:07d}", **members}

@@ -3,9 +3,10 @@
 Enter: the folder and the table. Leave: `00000.tar`, ... with their indexes, `manifest.json`, and `pack-report.jsonl`
 with a row per file that could not be used. Refused: too large a share of such files, a folder with another packing.
 
-A sample is its media file under the extension that its content has, a `.json` with all `captions` and the source
-`file`, and a `.txt` with the first caption. Every WebDataset reader takes that: open_clip and readers of img2dataset's
-shards take the whole `.txt` as one caption, so several, one a line, would run together; ours are all in the `.json`.
+A sample is its media file under the extension that its content has, with those that further folders hold under the same
+name (the sound of a picture), a `.json` with all `captions` and the source `file`, and a `.txt` with the first caption.
+Every WebDataset reader takes that: open_clip and readers of img2dataset's shards take the whole `.txt` as one caption,
+so several, one a line, would run together; ours are all in the `.json`.
 
 Shard i holds the candidates [i N, (i + 1) N) in the order of their keys, less those that were dropped, so the bytes
 do not depend on the number of workers, and a shard that stands is never written again.
@@ -13,7 +14,7 @@ do not depend on the number of workers, and a shard that stands is never written
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,8 @@ class PackSummary:
     dropped: int
     unlisted: int
     """Files of the folder that the table does not name."""
+    joined: int
+    """Files of further folders."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,19 @@ def pack(
     image_column: str | None = None,
     caption_column: str | None = None,
     max_bad: float = 0.05,
+    join: Sequence[Path] | None = None,
 ) -> PackSummary:
     """Pack and index; an interrupted packing goes on when it is called again with the same options.
+
+    Files of the folders `join` go to the sample of the same name, whatever their suffix.
 
     Files that cannot be used are dropped and listed in `pack-report.jsonl`; past the fraction `max_bad` of the files
     that the table names that is a DataError.
     """
-    _check_options(folder, samples_per_shard, max_bad)
+    further = tuple(join or ())
+    _check_options((folder, *further), samples_per_shard, max_bad)
     table = read_captions(captions, image_column, caption_column)
-    entries, absent = plan_entries(folder, table)
+    entries, absent = plan_entries(folder, table, further)
     _check_share(absent, len(table), max_bad, captions)
     plan = {"samples_per_shard": samples_per_shard, "candidates": len(entries), "sha256": _fingerprint(folder, entries)}
     _open_packing(out, plan)
@@ -85,16 +92,18 @@ def pack(
         captions=sum(len(entry.captions) for entry in packed),
         dropped=len(dropped),
         unlisted=_count_unlisted(folder, out, table),
+        joined=sum(len(entry.joined) for entry in packed),
     )
     _check_share(dropped, len(table), max_bad, captions)
     _write_manifest(out, plan, summary)
-    _say(summary, out)
+    _say(summary, out, len(further))
     return summary
 
 
-def _check_options(folder: Path, samples_per_shard: int, max_bad: float) -> None:
-    if not folder.is_dir():
-        raise DataError(f"media folder {folder} does not exist")
+def _check_options(folders: Iterable[Path], samples_per_shard: int, max_bad: float) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"media folder {folder} does not exist")
     if samples_per_shard < 1:
         raise ConfigError(f"--samples-per-shard is {samples_per_shard}; give at least 1")
     if not 0 <= max_bad <= 1:
@@ -115,7 +124,8 @@ def _fingerprint(folder: Path, entries: Iterable[PackEntry]) -> str:
     digest = hashlib.sha256()
     for entry in entries:
         size = (folder / entry.path).stat().st_size
-        digest.update(json.dumps([entry.key, entry.path, size, entry.captions]).encode())
+        joined = [(path.name, path.stat().st_size) for path in entry.joined]
+        digest.update(json.dumps([entry.key, entry.path, size, entry.captions, *joined]).encode())
     return digest.hexdigest()
 
 
@@ -191,17 +201,28 @@ def _usable_samples(
 
 
 def _sample(folder: Path, entry: PackEntry) -> dict[str, str | bytes]:
-    try:
-        content = (folder / entry.path).read_bytes()
-    except OSError as error:
-        raise SampleError(f"the file cannot be read: {error.strerror}") from error
+    media: dict[str, bytes] = {}
+    for path in (folder / entry.path, *entry.joined):
+        extension, content = _media(path)
+        if extension in media:
+            raise SampleError(f"two of its files hold {extension}, and a sample has one of each: {path.name} is one")
+        media[extension] = content
     described = {"captions": entry.captions, "file": entry.path}
     return {
         "__key__": entry.key,
-        usable_extension(content): content,
+        **media,
         METADATA_EXTENSION: json.dumps(described, ensure_ascii=False).encode(),
         TEXT_EXTENSION: entry.captions[0].encode(),
     }
+
+
+def _media(path: Path) -> tuple[str, bytes]:
+    """The true extension and the content of a file."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SampleError(f"the file cannot be read: {error.strerror}") from error
+    return usable_extension(content), content
 
 
 def _count_unlisted(folder: Path, out: Path, table: Container[str]) -> int:
@@ -225,8 +246,12 @@ def _as_line(row: Dropped) -> str:
     return json.dumps(asdict(row)) + "\n"
 
 
-def _say(summary: PackSummary, out: Path) -> None:
+def _say(summary: PackSummary, out: Path, num_further: int) -> None:
     text = f"packed {summary.samples} samples with {summary.captions} captions into {summary.shards} shards in {out}"
+    if num_further:
+        text += f"; {summary.joined} files of further folders joined them"
+        if lacking := num_further * summary.samples - summary.joined:
+            text += f", {lacking} are lacking"
     if summary.dropped:
         text += f"; dropped {summary.dropped} files, listed in {out / REPORT}"
     if summary.unlisted:

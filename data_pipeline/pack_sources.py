@@ -1,8 +1,9 @@
 """From a folder of media and a table of captions to a list of samples with safe, unique keys.
 
-Enter: the folder and a .csv, .tsv, .jsonl or .parquet with a column of file names and one of captions. Leave:
-`PackEntry`s sorted by key, and the files that are named but absent. Refused: a table whose columns cannot be told, rows
-without a name, an empty table.
+Enter: the folder and a .csv, .tsv, .jsonl or .parquet with a column of file names and one of captions; perhaps further
+folders whose files join those of the same name, whatever their suffix. Leave: `PackEntry`s sorted by key, and the files
+that are named but absent. Refused: a table whose columns cannot be told, rows without a name, an empty table, further
+folders in which two files would join the same sample.
 """
 
 import csv
@@ -11,7 +12,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,6 +35,8 @@ class PackEntry:
     path: str
     """Relative to the folder, as in the table."""
     captions: tuple[str, ...]
+    joined: tuple[Path, ...] = ()
+    """Files of further folders that belong to the same sample."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,13 @@ class Dropped:
 
 def read_captions(table: Path, media_column: str | None, caption_column: str | None) -> dict[str, list[str]]:
     """Media path -> its captions, both in the order of the table; rows without a caption leave an empty list."""
-    rows = _rows(table)
+    rows = read_rows(table)
     try:
         first = next(rows)
     except StopIteration as error:
         raise DataError(f"{table} holds no rows; it needs a column of file names and one of captions") from error
-    media = _choose_column(table, first, media_column, MEDIA_COLUMNS, "--image-column")
-    caption = _choose_column(table, first, caption_column, CAPTION_COLUMNS, "--caption-column")
+    media = choose_column(table, first, media_column, MEDIA_COLUMNS, "--image-column")
+    caption = choose_column(table, first, caption_column, CAPTION_COLUMNS, "--caption-column")
     captions: dict[str, list[str]] = {}
     for number, row in enumerate(itertools.chain([first], rows), 1):
         name = row.get(media)
@@ -63,8 +66,11 @@ def read_captions(table: Path, media_column: str | None, caption_column: str | N
     return captions
 
 
-def plan_entries(folder: Path, captions: dict[str, list[str]]) -> tuple[list[PackEntry], list[Dropped]]:
+def plan_entries(
+    folder: Path, captions: dict[str, list[str]], further: Sequence[Path] = ()
+) -> tuple[list[PackEntry], list[Dropped]]:
     """Entries sorted by key, and what can be told to be unusable without reading it."""
+    joining = [_files_by_name(other) for other in further]
     usable: list[str] = []
     dropped: list[Dropped] = []
     for path in sorted(captions):
@@ -74,8 +80,29 @@ def plan_entries(folder: Path, captions: dict[str, list[str]]) -> tuple[list[Pac
         else:
             dropped.append(Dropped(path, reason))
     keys = safe_keys(usable)
-    entries = [PackEntry(key, path, tuple(captions[path])) for key, path in zip(keys, usable, strict=True)]
+    entries = [
+        PackEntry(
+            key, path, tuple(captions[path]), tuple(files[_name(path)] for files in joining if _name(path) in files)
+        )
+        for key, path in zip(keys, usable, strict=True)
+    ]
     return sorted(entries, key=lambda entry: entry.key), dropped
+
+
+def _files_by_name(folder: Path) -> dict[str, Path]:
+    """Name without suffix, relative to the folder -> the file."""
+    files: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        other = files.setdefault(_name(path.relative_to(folder).as_posix()), path)
+        if other != path:
+            raise DataError(f"{other} and {path} would join the same sample; keep one of them in {folder}")
+    if not files:
+        raise DataError(f"the folder {folder} of further media holds no files")
+    return files
+
+
+def _name(path: str) -> str:
+    return str(PurePosixPath(path).with_suffix(""))
 
 
 def safe_keys(paths: list[str]) -> list[str]:
@@ -101,7 +128,8 @@ def _why_unusable(folder: Path, path: str, captions: list[str]) -> str | None:
     return None if captions else "no row gives it a caption"
 
 
-def _rows(table: Path) -> Iterator[Row]:
+def read_rows(table: Path) -> Iterator[Row]:
+    """The rows of a CSV, TSV, JSONL or Parquet file, column -> value."""
     if not table.is_file():
         raise DataError(f"captions file {table} does not exist")
     kind = table.suffix.lower()
@@ -150,7 +178,7 @@ def _parquet_rows(table: Path) -> Iterator[Row]:
         raise DataError(f"{table} is no readable Parquet: {error}") from error
 
 
-def _choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str], option: str) -> str:
+def choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str], option: str) -> str:
     columns = ", ".join(row)
     if asked is not None:
         if asked not in row:

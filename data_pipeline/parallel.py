@@ -13,10 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from mmpretrain.core.errors import ConfigError, DataError
+from mmpretrain.core.progress import progress_bar
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -35,9 +33,9 @@ def run_parallel(
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers is {workers}; give at least 1, or leave it out for one per processor")
-    count = min(workers or _num_processors(), len(items))
+    count = min(workers or num_processors(), len(items))
     results: dict[int, ResultT] = {}
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task(description, total=len(items))
         for number, result in _unordered(function, items, count):
             results[number] = result
@@ -71,20 +69,8 @@ def _unordered(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _num_processors() -> int:
+def num_processors() -> int:
+    """Processors this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

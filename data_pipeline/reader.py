@@ -8,18 +8,20 @@ SampleError.
 import os
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.index import ShardIndex, load_or_build_index, require_pairs
+from data_pipeline.holdings import Holdings, holdings_of, require_pairs, require_some
+from data_pipeline.index import ShardIndex, load_or_build_index
 from data_pipeline.order import locate
 from data_pipeline.shards import resolve_shards
 from mmpretrain.core.errors import DataError, SampleError
-from mmpretrain.core.types import RawSample
+from mmpretrain.core.types import Codec, RawSample
 
 MAX_OPEN_SHARDS = 256
 """Open files per process; most systems allow 1024."""
@@ -35,6 +37,8 @@ class Source:
     """A name for each shard: its stem, with as many parent folders as make it unique in the run."""
     ends: NDArray[np.int64]
     """[shards] Number of samples in this and all earlier shards."""
+    together: frozenset[frozenset[str]]
+    """For each kind of sample the codecs that find members in it."""
 
     @property
     def num_samples(self) -> int:
@@ -42,25 +46,32 @@ class Source:
 
 
 def open_sources(
-    patterns: Mapping[str, Sequence[str]], required: Mapping[str, frozenset[str]] | None = None
+    patterns: Mapping[str, Sequence[str]], codecs: Mapping[str, Codec] | None = None, wants_all: bool = False
 ) -> tuple[Source, ...]:
-    """Sources by name; shards without an index are indexed. Each shard must hold a sample with all that is `required`
-    (modality -> extensions)."""
+    """Sources by name; shards without an index are indexed. Each shard must hold a sample with all that the codecs
+    require; with `wants_all` there must be something for every codec in some shard."""
+    codecs = codecs or {}
     shards = {name: tuple(resolve_shards(listed)) for name, listed in patterns.items()}
     names = iter(_unique_names([shard for listed in shards.values() for shard in listed]))
+    holdings = {
+        name: [holdings_of(load_or_build_index(shard), codecs) for shard in listed] for name, listed in shards.items()
+    }
+    every = list(chain.from_iterable(holdings.values()))
+    require_some(every, {name: codec for name, codec in codecs.items() if codec.required or wants_all})
+    for shard in every:
+        require_pairs(shard, codecs)
     return tuple(
-        Source(name, listed, tuple(next(names) for _ in listed), _ends(listed, required or {}))
+        Source(name, listed, tuple(next(names) for _ in listed), _ends(holdings[name]), _together(holdings[name]))
         for name, listed in shards.items()
     )
 
 
-def _ends(shards: Sequence[Path], required: Mapping[str, frozenset[str]]) -> NDArray[np.int64]:
-    counts = []
-    for shard in shards:
-        index = load_or_build_index(shard)
-        require_pairs(index, required)
-        counts.append(index.num_samples)
-    return np.cumsum(counts, dtype=np.int64)
+def _ends(holdings: Iterable[Holdings]) -> NDArray[np.int64]:
+    return np.cumsum([shard.num_samples for shard in holdings], dtype=np.int64)
+
+
+def _together(holdings: Iterable[Holdings]) -> frozenset[frozenset[str]]:
+    return frozenset[frozenset[str]]().union(*(shard.together for shard in holdings))
 
 
 def _unique_names(shards: Sequence[Path]) -> list[str]:

@@ -43,7 +43,7 @@ def iterate_all(
 
     `patterns` maps source names to shards. Parts differ by at most one sample, and by those that are left out.
     """
-    reader = SampleReader(open_sources(patterns, {name: codec.extensions for name, codec in codecs.items()}))
+    reader = SampleReader(open_sources(patterns, codecs))
     ends = np.cumsum([source.num_samples for source in reader.sources], dtype=np.int64)
     total = int(ends[-1]) if max_samples is None else min(max_samples, int(ends[-1]))
     mine = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)

@@ -1,8 +1,8 @@
 """The synthetic pictures: one coloured shape on a noisy ground, and sentences about it.
 
-Enter: a random generator and a pair (colour, shape). Leave: a JPEG, captions and what they tell. Pairs whose numbers
-add up to a multiple of six are held out of training: to know them, a model must combine colours and shapes. Refused:
-nothing.
+Enter: a random generator and a pair (colour, shape). Leave: a JPEG, captions and what they tell; and the strokes that
+moving pictures are painted with as well. Pairs whose numbers add up to a multiple of six are held out of training: to
+know them, a model must combine colours and shapes. Refused: nothing.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 COLOURS = {
@@ -77,20 +78,50 @@ def draw_scene(pair: tuple[str, str], draw: np.random.Generator) -> Scene:
 
 def render(scene: Scene, side: int, draw: np.random.Generator) -> bytes:
     """A JPEG of `side` pixels; exact place, radius, angle, shade, ground and noise vary."""
-    large = side * OVERSAMPLING
-    ground = int(draw.integers(60, 200))
-    shade = np.clip(np.array(COLOURS[scene.colour]) + draw.integers(-18, 19, size=3), 0, 255)
-    canvas = Image.new("RGB", (large, large), (ground, ground, ground))
-    radius = large * draw.uniform(*SIZES[scene.size])
-    x, y = (large * (middle + draw.uniform(-0.02, 0.02)) for middle in PLACES[scene.place])
-    angle = draw.uniform(-0.12, 0.12)
-    fill = (int(shade[0]), int(shade[1]), int(shade[2]))
-    _PAINTERS[scene.shape](ImageDraw.Draw(canvas), _Stamp(x, y, radius, angle), fill)
-    pixels = np.asarray(canvas.resize((side, side), Image.Resampling.BOX), np.float64)
-    noisy = np.clip(pixels + draw.normal(0.0, NOISE, pixels.shape), 0, 255).astype(np.uint8)
+    look = draw_look(scene.colour, SIZES[scene.size], draw)
+    x, y = PLACES[scene.place]
+    middle = (x + draw.uniform(-0.02, 0.02), y + draw.uniform(-0.02, 0.02))
+    pixels = add_noise(paint(scene.shape, look, middle, side), draw)
     target = BytesIO()
-    Image.fromarray(noisy).save(target, "JPEG", quality=92)
+    Image.fromarray(pixels).save(target, "JPEG", quality=92)
     return target.getvalue()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a shape is painted, wherever it stands."""
+
+    fill: tuple[int, int, int]
+    ground: int
+    """Grey level around it."""
+    radius: float
+    """As a fraction of the side of the picture."""
+    angle: float
+    """In radians."""
+
+
+def draw_look(colour: str, radii: tuple[float, float], draw: np.random.Generator) -> Look:
+    """A shade of the colour on a grey ground; the radius lies between the two of `radii`."""
+    ground = int(draw.integers(60, 200))
+    shade = np.clip(np.array(COLOURS[colour]) + draw.integers(-18, 19, size=3), 0, 255)
+    fill = (int(shade[0]), int(shade[1]), int(shade[2]))
+    return Look(fill, ground, draw.uniform(*radii), draw.uniform(-0.12, 0.12))
+
+
+def paint(shape: str, look: Look, middle: tuple[float, float], side: int) -> NDArray[np.uint8]:
+    """RGB [side, side, 3] with smooth edges and no noise; `middle` in fractions of the side from the top left."""
+    large = side * OVERSAMPLING
+    canvas = Image.new("RGB", (large, large), (look.ground,) * 3)
+    stamp = _Stamp(large * middle[0], large * middle[1], large * look.radius, look.angle)
+    _PAINTERS[shape](ImageDraw.Draw(canvas), stamp, look.fill)
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX))
+
+
+def add_noise(pixels: NDArray[np.uint8], draw: np.random.Generator) -> NDArray[np.uint8]:
+    """Pixels with grain of NOISE levels."""
+    grain = draw.standard_normal(pixels.shape, np.float32) * np.float32(NOISE)
+    noisy: NDArray[np.uint8] = np.clip(pixels + grain, 0, 255).astype(np.uint8)
+    return noisy
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tokenizers in the Hugging Face format: trained from the captions of shards, or loaded by name.
+"""Tokenizers in the Hugging Face format: trained from the texts of shards, or loaded by name.
 
 Enter: shards, or a folder or hub name. Leave: a folder that `AutoTokenizer.from_pretrained` reads, or the tokenizer and
 what a text tower must know of it. Refused: shards without captions, a vocabulary too small for all bytes, tokenizers
@@ -8,17 +8,18 @@ Ours is byte-level BPE on lower-cased text. `<pad>` is 0, and `<eos>` has the la
 pool a text at its largest id.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data_pipeline.holdings import in_words
 from data_pipeline.index import load_or_build_index
 from data_pipeline.shards import resolve_shards
 from data_pipeline.tar import open_shard
-from mmpretrain.core.captions import CAPTION_EXTENSIONS, captions_of
+from mmpretrain.core.captions import CAPTION_EXTENSIONS, texts_of
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
 from mmpretrain.core.types import TokenizerFacts
 
@@ -32,11 +33,16 @@ MAX_SAMPLES = 1_000_000
 
 
 def train_tokenizer(
-    shards: Iterable[str | Path], vocab_size: int, out_dir: Path, max_samples: int = MAX_SAMPLES
+    shards: Iterable[str | Path],
+    vocab_size: int,
+    out_dir: Path,
+    keys: Sequence[str | None] = (None,),
+    max_samples: int = MAX_SAMPLES,
 ) -> Path:
-    """Train on the shards' captions and save in `out_dir`, which appears whole; the same captions give the same files.
+    """Train on the shards' texts and save in `out_dir`, which appears whole; the same texts give the same files.
 
-    Fewer words than `vocab_size` come out where the captions do not hold so many.
+    `keys` tell where the texts stand, as for `core.captions.texts_of`; null: the captions. Fewer words than
+    `vocab_size` come out where the texts do not hold so many.
     """
     if vocab_size < SMALLEST:
         raise ConfigError(f"train_vocab_size {vocab_size} is too small; bytes and special tokens alone take {SMALLEST}")
@@ -52,8 +58,8 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    captions = _captions([Path(shard) for shard in resolve_shards(map(str, shards))], max_samples)
-    tokenizer.train_from_iterator(captions, trainer)
+    texts = _texts([Path(shard) for shard in resolve_shards(map(str, shards))], keys, max_samples)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([END])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A {END}",
@@ -93,8 +99,8 @@ def tokenizer_facts(tokenizer: "PreTrainedTokenizerFast") -> TokenizerFacts:
     )
 
 
-def _captions(shards: list[Path], max_samples: int) -> Iterator[str]:
-    """Captions of at most `max_samples` samples at even distances; samples whose captions cannot be read have none."""
+def _texts(shards: list[Path], keys: Sequence[str | None], max_samples: int) -> Iterator[str]:
+    """Texts of at most `max_samples` samples at even distances; samples whose texts cannot be read have none."""
     indexes = [load_or_build_index(shard) for shard in shards]
     total = sum(index.num_samples for index in indexes)
     stride, first, found = max(1, -(-total // max_samples)), 0, False
@@ -108,16 +114,17 @@ def _captions(shards: list[Path], max_samples: int) -> Iterator[str]:
                     if name in CAPTION_EXTENSIONS
                 }
                 try:
-                    captions = captions_of(members)
+                    texts = [text for key in keys for text in texts_of(members, key)]
                 except SampleError:
                     continue
-                found |= bool(captions)
-                yield from captions
+                found |= bool(texts)
+                yield from texts
         first += index.num_samples
     if not found:
         raise DataError(
-            f"the {len(shards)} shards hold no captions to train a tokenizer from; "
-            f"name shards with .txt members, or one to load by data.tokenizer.path"
+            f"the {len(shards)} shards hold no captions to train a tokenizer from, but "
+            f"{in_words(name for index in indexes for name in index.extensions)}; name shards with .txt members, or "
+            f"one to load by data.tokenizer.path"
         )
 
 

@@ -12,7 +12,13 @@ from typing import Annotated
 import typer
 
 from mmpretrain.cli_config import config_commands
+from mmpretrain.cli_dashboard import dashboard
 from mmpretrain.cli_data import data_commands
+from mmpretrain.cli_demo import demo_commands
+from mmpretrain.cli_finetune import finetune
+from mmpretrain.cli_launch import add_launch_commands
+from mmpretrain.cli_use import add_use_commands
+from mmpretrain.cli_wandb import wandb_commands
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.ranks import world_from_env
 
@@ -22,23 +28,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(demo_commands)
 app.add_typer(data_commands, name="data")
 app.add_typer(config_commands, name="config")
+app.command()(finetune)
+app.add_typer(wandb_commands, name="wandb")
+app.command()(dashboard)
+add_launch_commands(app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="E.g. optimizer.lr=1e-4.")]
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where everything is written.")] = Path(
-        "runs/demo"
-    ),
-) -> None:
-    """Make shards, pretrain on two ranks, evaluate, report and publish, in minutes on a CPU."""
-    from mmpretrain.demo import demo as run_demo
-
-    run_demo(folder)
 
 
 @app.command()
@@ -65,8 +64,9 @@ def eval_command(
     trained, figures = evaluate_trained(checkpoint, tuple(overrides or ()))
     if world_from_env().is_main:
         typer.echo(f"step {trained.position.step}")
+        width = max(map(len, figures), default=0)
         for name, value in sorted(figures.items()):
-            typer.echo(f"{name:<32} {value:.4f}")
+            typer.echo(f"{name:<{width}} {value:.4f}")
 
 
 @app.command()
@@ -99,6 +99,9 @@ def report(
     from mmpretrain.tracking.report import write_report
 
     typer.echo(write_report(run, out))
+
+
+add_use_commands(app)
 
 
 def _choose_accelerator() -> None:

@@ -42,11 +42,14 @@ def pack_command(
     image_column: Annotated[str | None, typer.Option(help="Column of file names; else found by name.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column of captions; else found by name.")] = None,
     max_bad: Annotated[float, typer.Option(help="Share of the files that may be unusable.")] = 0.05,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="Folder whose files join the sample of the same name; may be repeated.")
+    ] = None,
 ) -> None:
     """Pack media and their captions into shards; started again, it goes on where it was interrupted."""
     from data_pipeline.pack import pack
 
-    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad)
+    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad, join)
 
 
 @data_commands.command("index")

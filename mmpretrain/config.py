@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from data_pipeline.config import DataConfig
 from mmpretrain.core.config import Config, Rule, load_config
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import kind_of, union_of
 from mmpretrain.core.types import FieldSpec
 from mmpretrain.evaluation.base import TaskConfig
@@ -22,7 +23,8 @@ from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.modalities.image import ImageCodecConfig
 from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.config import ModelConfig
-from mmpretrain.objectives.base import ObjectiveConfig
+from mmpretrain.models.finetune import FinetuneConfig, unknown_towers
+from mmpretrain.objectives.base import ObjectiveConfig, expand_all
 from mmpretrain.tracking.base import TrackerConfig
 
 if TYPE_CHECKING:
@@ -125,11 +127,6 @@ class EvaluationConfig(Config):
     def broken_rules(self) -> Iterator[Rule]:
         if self.every and not self.tasks:
             yield ("every",), f"saw {self.every}, but there are no evaluation.tasks to run; add one or set it to 0"
-        seen: dict[tuple[object, ...], str] = {}
-        for name, task in self.tasks.items():
-            first = seen.setdefault((type(task), task.modalities, task.prefix), name)
-            if first != name:
-                yield ("tasks", name), f"its figures have the names of those of {first}; give it another prefix"
 
 
 class TrackingConfig(Config):
@@ -145,6 +142,19 @@ class TrackingConfig(Config):
         for index, kind in enumerate(kinds):
             if kind in kinds[:index]:
                 yield ("trackers", index), f"a second tracker of kind {kind}; keep one"
+
+
+class SpikeConfig(Config):
+    """What counts as a spike of loss or gradient norm, and what follows."""
+
+    sigmas: float = Field(6.0, gt=0)
+    """Standard deviations above the mean of the window."""
+    window: int = Field(128, ge=32)
+    """Steps before, with which a step is compared."""
+    action: Literal["alert", "roll_back"] = "alert"
+    """roll_back: go on from the newest checkpoint, with the data after the spike."""
+    max_rollbacks: PositiveInt = 3
+    """A spike after so many returns ends the run."""
 
 
 class RunConfig(Config):
@@ -168,13 +178,16 @@ class RunConfig(Config):
     """Write the sample keys of every step to samples.jsonl."""
     max_skipped_steps: NonNegativeInt = 10
     """Steps in a row that may be skipped because a loss or gradient is not finite; one more stops the run."""
+    spikes: SpikeConfig = SpikeConfig()
     deterministic: bool = False
     """Use deterministic kernels alone, and fail where there is none."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     model: ModelConfig
     """Towers, fusion, embedding."""
+    finetune: FinetuneConfig | None = None
+    """What to start from and what learns, for `mmpretrain finetune`; null: everything learns, from its own start."""
     objectives: dict[str, ObjectiveUnion]
-    """Name -> objective; each reports train/loss_<name>."""
+    """Name -> objective; each reports train/loss_<name>, one of several pairs train/loss_<name>_<first>_<second>."""
     data: RunDataConfig
     """Shards, tokenizer, codecs, loader."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -189,6 +202,8 @@ class RunConfig(Config):
         yield from _objective_rules(self)
         yield from _codec_rules(self)
         yield from _task_rules(self)
+        if self.finetune is not None:
+            yield from unknown_towers(self.finetune, self.model.towers)
         if self.precision == "fp16" and self.zero_stage == 0:
             yield (
                 ("precision",),
@@ -231,6 +246,10 @@ def _objective_rules(run: RunConfig) -> Iterator[Rule]:
         yield from _missing_towers(run, path, objective.modalities)
         if lack := run.model.lacking_fusion(objective):
             yield path, lack
+    try:
+        expand_all(run.objectives, run.model.towers)
+    except ConfigError as fault:
+        yield ("objectives",), str(fault)
     used = any(objective.needs_fusion or objective.needs_pooled for objective in run.objectives.values())
     if run.model.fusion.gives_pooled and run.objectives and not used:
         yield (
@@ -241,41 +260,56 @@ def _objective_rules(run: RunConfig) -> Iterator[Rule]:
 
 
 def _codec_rules(run: RunConfig) -> Iterator[Rule]:
-    towers, codecs = run.model.towers, run.data.codecs
+    readers, codecs = run.model.readers, run.data.codecs
     labels: dict[str, FieldSpec] = {}
     for objective_name, objective in run.objectives.items():
         for name, spec in objective.input_fields.items():
             path = ("objectives", objective_name)
-            if name in towers:
+            if name in readers:
                 yield path, f"reads {name} as a label, but that is a tower's input; name the label otherwise"
             if labels.setdefault(name, spec) != spec:
                 yield path, f"reads {name} in another form than an objective before it; give it a label of its own"
-    for name in towers.keys() - codecs.keys():
-        yield ("data", "codecs"), f"has no codec for the tower {name}; add {name}: {{kind: {name}}}"
-    for name in labels.keys() - codecs.keys() - towers.keys():
+    for name in readers.keys() - codecs.keys():
+        what = f"the tower {name}" if readers[name] == name else f"{name}, which shares the tower {readers[name]}"
+        yield ("data", "codecs"), f"has no codec for {what}; add {name}: {_codec_of(name, readers[name])}"
+    for name in labels.keys() - codecs.keys() - readers.keys():
         yield ("data", "codecs"), f"has no codec for the label {name}; add {name}: {{kind: label, field: {name}}}"
-    for name in codecs.keys() - towers.keys() - labels.keys():
+    for name in codecs.keys() - readers.keys() - labels.keys():
         yield (
             ("data", "codecs", name),
             f"the model has no tower {name} and no objective reads it; remove the codec or add model.towers.{name}",
         )
     for name, codec in codecs.items():
         kind = kind_of(type(codec))
-        if name in labels and name not in towers and (kind != "label" or codec.makes != name):
+        if name in labels and name not in readers and (kind != "label" or codec.makes != name):
             yield ("data", "codecs", name), f"is to make the label {name}; write {name}: {{kind: label, field: {name}}}"
-        elif name not in labels and kind != name:
-            yield ("data", "codecs", name), f"decodes {kind}; set its kind to {name}"
+        elif name in readers and kind != readers[name]:
+            yield ("data", "codecs", name), f"decodes {kind}; set its kind to {readers[name]}"
+        elif name in readers and codec.makes != name:
+            yield ("data", "codecs", name), f"fills the field {codec.makes}; only texts and labels can be given another"
+
+
+def _codec_of(name: str, kind: str) -> str:
+    return f"{{kind: {kind}}}" if name == kind else f"{{kind: {kind}, field: {name}, key: {name}}}"
 
 
 def _task_rules(run: RunConfig) -> Iterator[Rule]:
+    seen: dict[tuple[object, ...], str] = {}
     for name, task in run.evaluation.tasks.items():
-        yield from _missing_towers(run, ("evaluation", "tasks", name), task.modalities)
+        path = ("evaluation", "tasks", name)
+        yield from _missing_towers(run, path, task.modalities)
+        for fault in task.faults(run.model.towers, run.objectives):
+            yield path, fault
+        for group in sorted(task.figure_groups(run.model.towers)):
+            first = seen.setdefault((type(task), group, task.prefix), name)
+            if first != name:
+                yield path, f"its figures have the names of those of {first}; give it another prefix"
 
 
 def _missing_towers(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:
     for modality in modalities:
-        if modality not in run.model.towers:
-            known = ", ".join(run.model.towers)
+        if modality not in run.model.readers:
+            known = ", ".join(run.model.readers)
             yield path, f"needs the tower {modality}, the model has {known}; add model.towers.{modality} or remove it"
 
 

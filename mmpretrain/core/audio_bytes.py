@@ -1,8 +1,8 @@
 """Bytes of a recording, or of the sound of a video, into one channel of samples at any rate.
 
 Enter: the content of a member, told by its first bytes and not by its name. Leave: its length, rate and channels, and
-any stretch of it as float32. Refused, as a SampleError: what holds no sound, is damaged or cut off, too long, of too
-many channels. soundfile reads what it can; PyAV the rest.
+any stretch of it as float32. Refused, as a SampleError: what has no sound track (AbsentError), is damaged or cut off,
+too long, of too many channels. soundfile reads what it can; PyAV the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmpretrain.core.containers import header_seconds, open_container, require, scan
-from mmpretrain.core.errors import SampleError
+from mmpretrain.core.errors import AbsentError, SampleError
 from mmpretrain.core.media_types import sniff
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _overlay(samples: Samples, place: int, part: Samples) -> None:
 def _open_container(content: bytes, limits: AudioLimits) -> EncodedAudio:
     with open_container(content, "audio") as container:
         if not container.streams.audio:
-            raise SampleError("the file has no audio")
+            raise AbsentError("the file has no audio")
         stream = container.streams.audio[0]
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         if not rate or not channels:

@@ -4,7 +4,8 @@ Enter: the members of a sample. Leave: its captions, first one first. Refused, a
 JSON that is not an object, captions that are not text.
 
 `.json` with a list `captions` comes first (what `data pack` writes); then `.txt`, one caption whatever its lines
-(img2dataset, open_clip); then a `caption` in `.json`.
+(img2dataset, open_clip); then a `caption` in `.json`. Other text of a sample (a question, captions of its video) stands
+in `.json` under a key of its own.
 """
 
 import json
@@ -30,6 +31,17 @@ def captions_of(members: Mapping[str, bytes]) -> list[str]:
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise SampleError("the captions in .json are not a list of text")
     return [caption.strip() for caption in captions if caption.strip()]
+
+
+def texts_of(members: Mapping[str, bytes], key: str | None) -> list[str]:
+    """The texts under a key of `.json`, one or a list, that are not blank; null: the captions."""
+    if key is None:
+        return captions_of(members)
+    found = _metadata(members[METADATA_EXTENSION]).get(key) if METADATA_EXTENSION in members else None
+    texts = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(isinstance(text, str) for text in texts):
+        raise SampleError(f"what .json holds under {key!r} is neither text nor a list of text")
+    return [text.strip() for text in texts if text.strip()]
 
 
 def _metadata(raw: bytes) -> dict[str, object]:

@@ -45,5 +45,9 @@ class SampleError(Exception):
     """One sample cannot be used; it is counted in the ledger and replaced, the run goes on."""
 
 
+class AbsentError(SampleError):
+    """A sample holds nothing of a modality; it cannot be used where the modality is required."""
+
+
 class DivergenceError(MMPretrainError):
     """Losses or gradients stay non-finite; going on would waste the allocation."""

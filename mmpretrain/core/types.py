@@ -105,6 +105,10 @@ class StepReport:
     """Some rank was asked to stop: a signal, or the run folder's control/stop."""
     save_requested: bool = False
     """Someone asked for a checkpoint by control/save."""
+    evaluate_requested: bool = False
+    """Someone asked for an evaluation by control/eval."""
+    stacks_requested: bool = False
+    """Someone asked by control/stacks what all ranks are doing."""
 
 
 class Codec(Protocol):
@@ -112,17 +116,22 @@ class Codec(Protocol):
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        """What `decode` returns: names begin with the modality ("image", "text", "text.mask"). A codec that can do
-        without its members returns "<modality>.present", a bool, as well."""
+        """What `decode` returns: names begin with the modality ("image", "text", "text.mask"); "<modality>.present", a
+        bool, is among them."""
         ...
 
     @property
     def extensions(self) -> frozenset[str]:
-        """Member extensions this codec reads, of which a sample needs one; empty where it can do without."""
+        """Member extensions this codec reads."""
+        ...
+
+    @property
+    def required(self) -> bool:
+        """Whether a sample needs a member of these extensions; without one it is else a row of zeros, not present."""
         ...
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
-        """Decode one sample; `draw` seeds augmentation, None means none (evaluation).
+        """Decode one sample; `draw` seeds augmentation and dropout, None means neither (evaluation).
 
         Raises SampleError when the sample cannot be used.
         """

@@ -22,6 +22,7 @@ from mmpretrain.core.errors import SampleError
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
     from av.container import InputContainer
+    from av.video.reformatter import VideoReformatter
 
 Frames = NDArray[np.uint8]
 
@@ -71,7 +72,8 @@ class EncodedVideo:
         with open_container(self.content, "video") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # workers share the cores already
-            shown = {number: self._pixels(frame) for number, frame in self._decode(container, stream, numbers)}
+            convert = _converter()
+            shown = {number: self._pixels(frame, convert) for number, frame in self._decode(container, stream, numbers)}
         return np.stack([shown[number] for number in numbers.tolist()])
 
     def _decode(
@@ -104,14 +106,22 @@ class EncodedVideo:
         for number in pending:
             yield number, last
 
-    def _pixels(self, frame: VideoFrame) -> Frames:
+    def _pixels(self, frame: VideoFrame, convert: VideoReformatter) -> Frames:
         if frame.width * frame.height > self.max_pixels:
             raise SampleError(
                 f"the video has a frame of {frame.width} x {frame.height} pixels, more than max_pixels "
                 f"{self.max_pixels}"
             )
-        pixels = cast(Frames, frame.to_ndarray(format="rgb24"))
+        pixels = cast(Frames, convert.reformat(frame, format="rgb24", threads=1).to_ndarray())
         return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels
+
+
+def _converter() -> VideoReformatter:
+    """One for all frames of a video, since setting it up takes longer than a small frame; used with one thread, since
+    workers share the cores already."""
+    from av.video.reformatter import VideoReformatter  # loads FFmpeg
+
+    return VideoReformatter()
 
 
 def read_header(content: bytes, limits: VideoLimits) -> EncodedVideo:

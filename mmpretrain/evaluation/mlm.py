@@ -1,23 +1,25 @@
-"""How many hidden words a model finds, and how many of them thanks to the image.
+"""How many hidden words a model finds, and how many of them thanks to each modality in sight.
 
-Enter: samples with text. Leave: for each masked-language objective its accuracy, for one that is conditioned on other
+Enter: samples with text. Leave: for each masked-language objective its accuracy; for one that is conditioned on other
 modalities also the accuracy with those of another sample (`_acc_shuffled`: what the text alone gives away, with inputs
-as in training), and the accuracy of always guessing the most frequent word (`_acc_guess`). What is hidden follows from
+as in training; of several each on its own, `_acc_shuffled_<modality>`), without each modality in turn
+(`_acc_no_<modality>`), and of always guessing the most frequent word (`_acc_guess`). What is hidden follows from
 the sample's key, so it is the same at every step, on any number of ranks. Refused: a model without such an objective.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmpretrain.core.collectives import all_reduce_sum
-from mmpretrain.core.errors import ConfigError, DataError
-from mmpretrain.core.seeding import key_of
+from mmpretrain.core.errors import DataError
 from mmpretrain.core.types import TensorDict
-from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
-from mmpretrain.objectives.mlm import MaskedLanguageModelling
+from mmpretrain.evaluation.ablation import AblatedEncoder
+from mmpretrain.evaluation.base import EvaluationContext, TaskConfig
+from mmpretrain.objectives.base import Encoder, ObjectiveConfig
+from mmpretrain.objectives.mlm import MaskedLanguageModelling, MLMConfig
 
 
 class MLMTaskConfig(TaskConfig):
@@ -31,18 +33,60 @@ class MLMTaskConfig(TaskConfig):
     def modalities(self) -> tuple[str, ...]:
         return (self.modality,)
 
+    def faults(self, towers: Collection[str], objectives: Mapping[str, ObjectiveConfig]) -> Iterator[str]:
+        if not any(isinstance(each, MLMConfig) and each.modality == self.modality for each in objectives.values()):
+            yield (
+                f"needs an mlm objective on {self.modality}, the model has the objectives {', '.join(objectives)}; "
+                "remove the task or add one"
+            )
+
     def run(self, context: EvaluationContext) -> dict[str, float]:
-        objectives = _objectives(context, self.modality)
+        objectives = {
+            name: objective
+            for name, objective in context.model.objectives.items()
+            if isinstance(objective, MaskedLanguageModelling) and objective.modality == self.modality
+        }
         facts = context.model.facts.towers[self.modality]
         words = torch.zeros(facts.vocab_size or 0, dtype=torch.float64, device=context.device)
-        hits = {name: torch.zeros(3, dtype=torch.float64, device=context.device) for name in objectives}
+        views = {name: _views(objective.condition_on) for name, objective in objectives.items()}
+        hits = {
+            name: torch.zeros(len(own) + 1, dtype=torch.float64, device=context.device) for name, own in views.items()
+        }
         others = _Others({m for objective in objectives.values() for m in objective.condition_on})
         for rows in context.turns(self):
-            batch = _batch(context, rows)
-            for name, found in _accuracies(context, objectives, batch, others.swap(batch)).items():
-                hits[name] += found
+            batch = context.batch(rows)
+            encoders = _encoders(context, batch, others.swap(batch), others.modalities)
+            for name, objective in objectives.items():
+                with torch.no_grad(), context.autocast():
+                    parts = [objective.encode(encoders[view]) for view in views[name]]
+                hits[name] += torch.cat([*(part["correct"] for part in parts), parts[0]["count"]]).double()
             words += _frequencies(batch, self.modality, facts.special_ids, len(words))
-        return self.named(_figures(objectives, hits, words))
+        return self.named(_figures(views, hits, words))
+
+
+def _views(conditions: tuple[str, ...]) -> list[str]:
+    """Endings of the figures, each a way to look at a batch."""
+    if not conditions:
+        return [""]
+    alone = [f"_shuffled_{modality}" for modality in conditions] if len(conditions) > 1 else []
+    return ["", "_shuffled", *alone, *(f"_no_{modality}" for modality in conditions)]
+
+
+def _encoders(
+    context: EvaluationContext, batch: TensorDict, swapped: TensorDict, modalities: list[str]
+) -> dict[str, Encoder]:
+    """The model over the batch in each view of an objective that is conditioned on some of these modalities."""
+    encoder = context.model.encoder
+    views = {"": encoder(batch), "_shuffled": encoder(swapped)}
+    for modality in modalities:
+        alone = {name: swapped[name] if _is_input(name, modality) else value for name, value in batch.items()}
+        views[f"_shuffled_{modality}"] = encoder(alone)
+        views[f"_no_{modality}"] = AblatedEncoder(context.model, batch, [modality])
+    return views
+
+
+def _is_input(name: str, modality: str) -> bool:
+    return name in (modality, f"{modality}.mask")
 
 
 class _Others:
@@ -57,56 +101,13 @@ class _Others:
         swapped = dict(batch)
         for modality in self.modalities:
             present = batch[f"{modality}.present"].nonzero().flatten()
-            if len(present):
-                own = batch[modality][present]
-                before = self._last.get(modality, own[-1:])
-                inputs = batch[modality].clone()
+            for name in (name for name in batch if _is_input(name, modality) and len(present)):
+                own = batch[name][present]
+                before = self._last.get(name, own[-1:])
+                inputs = batch[name].clone()
                 inputs[present] = torch.cat([before, own[:-1]])
-                swapped[modality], self._last[modality] = inputs, own[-1:]
+                swapped[name], self._last[name] = inputs, own[-1:]
         return swapped
-
-
-def _objectives(context: EvaluationContext, modality: str) -> dict[str, MaskedLanguageModelling]:
-    found = {
-        name: objective
-        for name, objective in context.model.objectives.items()
-        if isinstance(objective, MaskedLanguageModelling) and objective.modality == modality
-    }
-    if not found:
-        raise ConfigError(
-            f"the evaluation of kind mlm needs an mlm objective on {modality!r}; the model has "
-            f"{sorted(context.model.objectives)}; remove the evaluation or add the objective"
-        )
-    return found
-
-
-def _batch(context: EvaluationContext, rows: Rows | None) -> TensorDict:
-    """This rank's rows on the device, with draws from their keys; a stand-in row has no modality present."""
-    if rows is None:
-        modalities = context.model.facts.towers
-        tensors = {name: value for m in modalities for name, value in context.stand_in(m).items()}
-        tensors |= {f"{m}.present": torch.zeros(1, dtype=torch.bool) for m in modalities}
-        tensors["draw"] = torch.zeros(1, dtype=torch.int64)
-    else:
-        draws = [key_of(0, "evaluation", key) >> 1 for key in rows.keys]
-        tensors = {**rows.tensors, "draw": torch.tensor(draws, dtype=torch.int64)}
-    return {name: value.to(context.device) for name, value in tensors.items()}
-
-
-def _accuracies(
-    context: EvaluationContext,
-    objectives: dict[str, MaskedLanguageModelling],
-    batch: TensorDict,
-    swapped: TensorDict,
-) -> dict[str, Tensor]:
-    """Per objective [right, right with another sample's modalities, hidden], float64 [3]."""
-    with torch.no_grad(), context.autocast():
-        own, other = context.model.encoder(batch), context.model.encoder(swapped)
-        parts = {name: (objective.encode(own), objective.encode(other)) for name, objective in objectives.items()}
-    return {
-        name: torch.cat([with_own["correct"], with_other["correct"], with_own["count"]]).double()
-        for name, (with_own, with_other) in parts.items()
-    }
 
 
 def _frequencies(batch: TensorDict, modality: str, special_ids: tuple[int, ...], vocab_size: int) -> Tensor:
@@ -115,17 +116,13 @@ def _frequencies(batch: TensorDict, modality: str, special_ids: tuple[int, ...],
     return torch.bincount(ordinary, minlength=vocab_size).double()
 
 
-def _figures(
-    objectives: dict[str, MaskedLanguageModelling], hits: dict[str, Tensor], words: Tensor
-) -> dict[str, float]:
+def _figures(views: dict[str, list[str]], hits: dict[str, Tensor], words: Tensor) -> dict[str, float]:
     figures: dict[str, float] = {}
     counted = all_reduce_sum(words)
-    for name, objective in objectives.items():
-        right, right_other, hidden = all_reduce_sum(hits[name]).tolist()
+    for name, own in views.items():
+        *right, hidden = all_reduce_sum(hits[name]).tolist()
         if not hidden:
             raise DataError(f"the evaluation of {name} found no words to hide; check its shards and their captions")
-        figures[f"{name}_acc"] = right / hidden
-        if objective.condition_on:
-            figures[f"{name}_acc_shuffled"] = right_other / hidden
+        figures |= {f"{name}_acc{view}": found / hidden for view, found in zip(own, right, strict=True)}
         figures[f"{name}_acc_guess"] = float(counted.max() / counted.sum())
     return figures

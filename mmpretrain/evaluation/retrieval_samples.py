@@ -1,4 +1,4 @@
-"""A few captions with the images a model finds for them, to look at.
+"""A few captions with the images or videos a model finds for them, to look at.
 
 Enter: what each rank encoded. Leave: `evaluation/retrieval-samples.json`, a list of {"query", "key", "images" (paths
 relative to that file, best first), "correct" (index into images or null), "scores"}, and thumbnails beside it.
@@ -34,7 +34,9 @@ class Found:
 
 
 def thumbnail(pixels: Tensor) -> bytes:
-    """A small JPEG of uint8 pixels [3, H, W]."""
+    """A small JPEG of uint8 pixels [3, H, W], of frames [T, 3, H, W] the one in the middle."""
+    if pixels.ndim == 4:
+        pixels = pixels[len(pixels) // 2]
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     buffer = io.BytesIO()

@@ -7,6 +7,7 @@ are averaged after normalisation and normalised again, as CLIP does (Radford et 
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,9 @@ class ZeroShotConfig(TaskConfig):
     def modalities(self) -> tuple[str, ...]:
         return (self.modality, self.text)
 
+    def figure_groups(self, towers: Collection[str]) -> frozenset[str]:
+        return frozenset({"zeroshot"})  # its figures do not name the modality
+
     def check_files(self) -> None:
         read_classes(Path(self.classes))
 
@@ -78,12 +82,17 @@ def read_classes(path: Path) -> ClassSet:
         raise DataError(
             f'cannot read the classes of {path}: {error}; expected {{"classes": [...], "templates": ["... {{}} ..."]}}'
         ) from error
+    check_classes(known, str(path))
+    return known
+
+
+def check_classes(known: ClassSet, where: str) -> None:
+    """Refuse templates that hold no class name, and names that are missing or repeated."""
     unfillable = [template for template in known.templates if "{}" not in template]
     if unfillable or not known.templates:
-        raise DataError(f"{path}: each template needs a {{}} for the class name; saw {unfillable or 'no templates'}")
+        raise DataError(f"{where}: each template needs a {{}} for the class name; saw {unfillable or 'no templates'}")
     if len(set(known.classes)) != len(known.classes) or not known.classes:
-        raise DataError(f"{path}: class names must be present and distinct; saw {len(known.classes)}")
-    return known
+        raise DataError(f"{where}: class names must be present and distinct; saw {len(known.classes)}")
 
 
 def class_embeddings(context: EvaluationContext, modality: str, known: ClassSet, batch: int) -> Tensor:

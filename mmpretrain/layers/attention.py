@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmpretrain.layers import products
 from mmpretrain.layers.initialization import BlockScales, Linear
 
 LONGEST_BY_MATMUL = 512
@@ -24,7 +25,10 @@ def _split_heads(joined: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Attention over heads [B, H, L, D / H], joined again to [B, L, D]."""
     bias = None if mask is None else mask[:, None, None, :]
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= LONGEST_BY_MATMUL:
+    in_bf16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    if in_bf16_on_cpu and not products.has_bf16_products():
+        mixed = products.attention(query, key, value, bias, causal)
+    elif in_bf16_on_cpu and key.shape[2] <= LONGEST_BY_MATMUL:
         mixed = _by_matmul(query, key, value, bias, causal)
     else:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal)
@@ -32,13 +36,14 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, caus
 
 
 def _by_matmul(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V as it is written, softmax in fp32."""
+    """softmax(Q K^T / sqrt(d)) V as it is written, softmax in fp32; finite where no key counts, unlike with -inf."""
     logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    lowest = torch.finfo(logits.dtype).min
     if bias is not None:
-        logits = logits.masked_fill(~bias, float("-inf"))
+        logits = logits.masked_fill(~bias, lowest)
     if causal:
         later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-        logits = logits.masked_fill(later, float("-inf"))
+        logits = logits.masked_fill(later, lowest)
     mixed: Tensor = logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
     return mixed
 

@@ -3,7 +3,7 @@
 Shape legend: B rows, L tokens, K context tokens, D width.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Literal, get_args
 
@@ -155,6 +155,12 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map tokens [B, L, D] to [B, L, D]; `mask`, bool [B, L], is True where a token counts."""
+        for output in self.outputs(tokens, mask):
+            tokens = output
+        return tokens
+
+    def outputs(self, tokens: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """What each block makes of tokens [B, L, D], first to last, one at a time."""
         for block in self.blocks:
             tokens = block(tokens, mask)
-        return tokens
+            yield tokens

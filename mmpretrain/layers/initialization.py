@@ -7,8 +7,10 @@ can be initialised alone.
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import init
+
+from mmpretrain.layers import products
 
 WORD_STD = 0.02
 TEXT_POSITION_STD = 0.01
@@ -48,6 +50,9 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, std: float, bias: bool = True) -> None:
         self.std = std
         super().__init__(in_features, out_features, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return products.linear(input, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         init.normal_(self.weight, std=self.std)

@@ -18,11 +18,13 @@ def _mix32(value: Tensor) -> Tensor:
     return value ^ (value >> 16)
 
 
-def uniform(draw: Tensor, n: int, stream: str) -> Tensor:
-    """Map row keys, int64 [B], to fp32 [B, n] in [0, 1); different `stream` names are independent."""
+def uniform(draw: Tensor, n: int, stream: str, first: int = 0) -> Tensor:
+    """Map row keys, int64 [B], to fp32 [B, n] in [0, 1); different `stream` names are independent.
+
+    These are the columns from `first` on, so that wide rows can be made in parts."""
     low, high = draw & _MASK32, (draw >> 32) & _MASK32
     key = _mix32(_mix32(low ^ zlib.crc32(stream.encode())) ^ high)
-    columns = torch.arange(n, device=draw.device, dtype=torch.int64) * 0x9E3779B1 & _MASK32
+    columns = torch.arange(first, first + n, device=draw.device, dtype=torch.int64) * 0x9E3779B1 & _MASK32
     bits = _mix32(_mix32(key[:, None] ^ columns[None, :]) + 0x7F4A7C15 & _MASK32)
     return (bits >> 8).to(torch.float32) * 2.0**-24
 

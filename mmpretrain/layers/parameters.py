@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn import init
 
+from mmpretrain.layers import products
 from mmpretrain.layers.initialization import WORD_STD
 
 
@@ -90,4 +90,4 @@ class WordEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor, score: bool = False) -> Tensor:
         """Ids [...] to vectors [..., D]; with `score`, hidden states [N, D] to logits [N, vocab]."""
-        return F.linear(input, self.weight) if score else super().forward(input)
+        return products.linear(input, self.weight) if score else super().forward(input)

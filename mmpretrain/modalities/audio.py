@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mmpretrain.core.audio_bytes import AudioLimits, EncodedAudio, Samples, read_header
 from mmpretrain.core.containers import require
-from mmpretrain.core.errors import ConfigError, SampleError
+from mmpretrain.core.errors import AbsentError, ConfigError, SampleError
 from mmpretrain.core.media_types import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.modalities.base import CodecConfig
@@ -79,8 +79,7 @@ class AudioCodec:
         return _EXTENSIONS[self.config.source]
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
-        limits = AudioLimits(self.config.max_seconds, self.config.max_channels)
-        recording = read_header(self._member(members), limits)
+        recording = self._recording(members)
         samples = recording.read_at(self.sample_rate, self._begin(recording, draw), self.length)
         if not len(samples):
             raise SampleError("the audio holds no samples")
@@ -94,13 +93,24 @@ class AudioCodec:
             return np.resize(samples, self.length)
         return np.tile(samples, self.length // len(samples) if self.config.short == "repeat_whole" else 1)
 
-    def _member(self, members: Mapping[str, bytes]) -> bytes:
+    def _recording(self, members: Mapping[str, bytes]) -> EncodedAudio:
+        """A video may lack a sound track, as a sample may lack a member; an audio file without sound is broken."""
+        extension = self._extension(members)
+        limits = AudioLimits(self.config.max_seconds, self.config.max_channels)
+        try:
+            return read_header(members[extension], limits)
+        except AbsentError as error:
+            if extension in VIDEO_EXTENSIONS:
+                raise
+            raise SampleError(str(error)) from error
+
+    def _extension(self, members: Mapping[str, bytes]) -> str:
         """An audio file before a video."""
         for wanted in (AUDIO_EXTENSIONS, VIDEO_EXTENSIONS):
-            for extension, content in members.items():
+            for extension in members:
                 if extension in wanted & self.extensions:
-                    return content
-        raise SampleError(f"no audio member (saw: {', '.join(members)})")
+                    return extension
+        raise AbsentError(f"no audio member (saw: {', '.join(members)})")
 
     def _begin(self, recording: EncodedAudio, draw: np.random.Generator | None) -> int:
         """The first sample, at the model's rate."""

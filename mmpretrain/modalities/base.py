@@ -1,17 +1,23 @@
 """What a modality offers: a codec (bytes side) and stems (tensor side), each made from its config class.
 
-Enter: tar members. Leave: fixed-shape arrays (codec), then tokens of the tower's width (stem).
+Enter: tar members. Leave: fixed-shape arrays (codec), then tokens of the tower's width (stem). Refused: a sample whose
+member is broken, and, where the modality is required, one that has none.
 """
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
 
+import numpy as np
+from pydantic import Field
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
+from mmpretrain.core.errors import AbsentError
 from mmpretrain.core.registry import kind_of
-from mmpretrain.core.types import Codec, FieldSpec, TokenizerFacts
+from mmpretrain.core.types import Array, FieldSpec, TokenizerFacts
 
 
 class Stem(nn.Module):
@@ -77,11 +83,38 @@ class StemConfig(Config):
         """A freshly initialised stem that emits tokens of `width`."""
 
 
+class Decoder(Protocol):
+    """What is particular to a modality in a codec: samples that have it become arrays."""
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        """What `decode` returns, "<modality>.present" not among it."""
+        ...
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        """Member extensions it reads."""
+        ...
+
+    def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
+        """Decode one sample; raises AbsentError where it has none of the modality, SampleError where that is broken."""
+        ...
+
+
 class CodecConfig(Config):
     """Config of a codec; subclasses add `kind: Literal["<modality>"]`.
 
     Sizes are not repeated here: they come from the model's towers as `input_field`, for labels from the objectives.
     """
+
+    missing: Literal["refuse", "weightless"] = "refuse"
+    """refuse: a sample that lacks it is unusable; weightless: it stays, and what needs the modality or label skips it.
+    What is there and broken makes a sample unusable either way."""
+    drop: float = Field(0.0, ge=0, lt=1)
+    """Share of the samples that are made to lack it in training, each anew whenever it is drawn (modality dropout)."""
+    keep: bool = False
+    """Decode each sample once, as evaluation does (without augmentation), and keep the result in the memory of every
+    process that decodes: for sets that are small and seen many times."""
 
     @property
     def makes(self) -> str:
@@ -89,5 +122,62 @@ class CodecConfig(Config):
         return kind_of(type(self))
 
     @abstractmethod
-    def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Codec:
-        """A codec that produces the fields of `inputs` for its modality; `tokenizer`: a local folder or hub name."""
+    def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Decoder:
+        """What decodes the fields of `inputs` for its modality; `tokenizer`: a local folder or hub name."""
+
+    def codec(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "PresenceCodec":
+        """`build`, for samples with the modality and without."""
+        decoder = self.build(inputs, tokenizer)
+        return PresenceCodec(self.makes, decoder, self.missing == "refuse", self.drop, {} if self.keep else None)
+
+
+@dataclass(frozen=True)
+class PresenceCodec:
+    """The codec of every modality: tells which samples have it, and fills with zeros the rows of those that do not."""
+
+    modality: str
+    decoder: Decoder
+    required: bool
+    drop: float
+    kept: dict[bytes, dict[str, Array]] | None = field(default=None, compare=False, repr=False)
+    """Digest of the members it reads -> what they hold; None: nothing is kept."""
+
+    @property
+    def fields(self) -> Mapping[str, FieldSpec]:
+        return {**self.decoder.fields, f"{self.modality}.present": FieldSpec((), "bool")}
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return self.decoder.extensions
+
+    def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
+        found = self._decoded(members, draw)
+        present = found is not None and not self._drops(draw)
+        arrays = found if found is not None and present else self._zeros()
+        return {**arrays, f"{self.modality}.present": np.array(present)}
+
+    def _decoded(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array] | None:
+        try:
+            return self.decoder.decode(members, draw) if self.kept is None else self._from_memory(members, self.kept)
+        except AbsentError:
+            if self.required:
+                raise
+            return None
+
+    def _from_memory(self, members: Mapping[str, bytes], kept: dict[bytes, dict[str, Array]]) -> dict[str, Array]:
+        """What was decoded of the same bytes before; samples may share a name, so their content is what counts."""
+        digest = hashlib.blake2b(digest_size=16)
+        for extension in sorted(self.extensions & members.keys()):
+            digest.update(f"{extension} {len(members[extension])} ".encode())
+            digest.update(members[extension])
+        key = digest.digest()
+        if key not in kept:
+            kept[key] = self.decoder.decode(members, None)
+        return kept[key]
+
+    def _drops(self, draw: np.random.Generator | None) -> bool:
+        """Drawn after decoding, so that augmentation is the same with and without dropout."""
+        return draw is not None and self.drop > 0 and draw.random() < self.drop
+
+    def _zeros(self) -> dict[str, Array]:
+        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in self.decoder.fields.items()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmpretrain.core.config import Rule
-from mmpretrain.core.errors import SampleError
+from mmpretrain.core.errors import AbsentError
 from mmpretrain.core.image_bytes import EncodedImage, Pixels, read_header
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
@@ -175,7 +175,7 @@ def _image_member(members: Mapping[str, bytes]) -> bytes:
     for extension, content in members.items():
         if extension in IMAGE_EXTENSIONS:
             return content
-    raise SampleError(f"no image member (saw: {', '.join(members)})")
+    raise AbsentError(f"no image member (saw: {', '.join(members)})")
 
 
 def _random_box(

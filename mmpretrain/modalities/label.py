@@ -1,8 +1,7 @@
 """Labels: what a supervised objective is taught, read from a sample's metadata.
 
 Enter: a `.json` member with the label under a key, or a `.cls` member (webdataset's: a whole number, or a class name).
-Leave: the class number, one mark per tag, or the values, and whether the sample has a label at all. Refused: samples
-whose label is no such thing, and, unless they may be without, those that have none.
+Leave: the class number, one mark per tag, or the values. Refused: samples whose label is no such thing.
 """
 
 import json
@@ -13,7 +12,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, JsonValue
 
-from mmpretrain.core.errors import ConfigError, SampleError
+from mmpretrain.core.errors import AbsentError, ConfigError, SampleError
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.modalities.base import CodecConfig
 
@@ -30,8 +29,6 @@ class LabelCodecConfig(CodecConfig):
     """Key in the .json member; a sample without it may have a .cls member instead."""
     classes: tuple[str, ...] | None = None
     """Names in the order of their numbers, for labels that are names; null: labels are numbers from 0."""
-    missing: Literal["refuse", "weightless"] = "refuse"
-    """refuse: a sample without label is unusable; weightless: it stays, and objectives that need the label skip it."""
 
     @property
     def makes(self) -> str:
@@ -45,7 +42,7 @@ class LabelCodecConfig(CodecConfig):
                 f"the codec of label {self.field!r} names {len(self.classes)} classes and its objective has "
                 f"{outputs} outputs; make them equal"
             )
-        return LabelCodec(self.field, self.key, self.classes, self.missing == "refuse", spec)
+        return LabelCodec(self.field, self.key, self.classes, spec)
 
 
 @dataclass(frozen=True)
@@ -55,25 +52,23 @@ class LabelCodec:
     field: str
     key: str
     classes: tuple[str, ...] | None
-    required: bool
     spec: FieldSpec
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        return {self.field: self.spec, f"{self.field}.present": FieldSpec((), "bool")}
+        return {self.field: self.spec}
 
     @property
     def extensions(self) -> frozenset[str]:
-        return frozenset({_JSON, _CLASS}) if self.required else frozenset()
+        return frozenset({_JSON, _CLASS})
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
         found = self._find(members)
-        if found is None and self.required:
-            raise SampleError(
+        if found is None:
+            raise AbsentError(
                 f"no label: neither key {self.key!r} in .json nor a .cls member (saw: {', '.join(members)})"
             )
-        value = np.zeros(self.spec.shape, self.spec.dtype) if found is None else self._array(found)
-        return {self.field: value, f"{self.field}.present": np.array(found is not None)}
+        return {self.field: self._array(found)}
 
     def _find(self, members: Mapping[str, bytes]) -> JsonValue:
         """The label as it stands in the sample, None where it has none."""

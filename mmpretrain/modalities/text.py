@@ -13,8 +13,8 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mmpretrain.core.captions import CAPTION_EXTENSIONS, captions_of
-from mmpretrain.core.errors import ConfigError, SampleError
+from mmpretrain.core.captions import CAPTION_EXTENSIONS, METADATA_EXTENSION, texts_of
+from mmpretrain.core.errors import AbsentError, ConfigError
 from mmpretrain.core.types import Array, FieldSpec, TokenizerFacts
 from mmpretrain.layers.initialization import TEXT_POSITION_STD
 from mmpretrain.layers.parameters import LearnedPositions, WordEmbedding
@@ -90,22 +90,33 @@ class EmbeddingsStem(WordStem):
 
 
 class TextCodecConfig(CodecConfig):
-    """How captions become ids; the length comes from the model's text tower."""
+    """How texts become ids; the length comes from the tower that reads them."""
 
     kind: Literal["text"] = "text"
+    field: str = Field("text", min_length=1)
+    """Batch field it fills; the codec stands under this name."""
+    key: str | None = Field(None, min_length=1)
+    """Key in the .json member under which the text stands, or a list of texts; null: the sample's captions."""
     caption: Literal["random", "first"] = "random"
-    """Which caption of a sample that has several is used in training; evaluation sees them all."""
+    """Which text of a sample that has several is used in training; evaluation sees them all."""
+
+    @property
+    def makes(self) -> str:
+        return self.field
 
     def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "TextCodec":
         if tokenizer is None:
             raise ConfigError("the text codec needs a tokenizer; set data.tokenizer.path to a folder or a hub name")
-        return TextCodec(_fixed_length(tokenizer, inputs["text"].shape[0]), inputs["text"].shape[0], self.caption)
+        (length,) = inputs[self.field].shape
+        return TextCodec(self.field, self.key, _fixed_length(tokenizer, length), length, self.caption)
 
 
 @dataclass(frozen=True)
 class TextCodec:
-    """Picks a caption and encodes it as the tokenizer does, specials included, cut and padded to a fixed length."""
+    """Picks a text and encodes it as the tokenizer does, specials included, cut and padded to a fixed length."""
 
+    field: str
+    key: str | None
     tokenizer: Tokenizer
     """The Rust tokenizer alone: it travels to workers, which then need not import transformers."""
     length: int
@@ -113,29 +124,30 @@ class TextCodec:
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        return {"text": FieldSpec((self.length,), "int64"), "text.mask": FieldSpec((self.length,), "bool")}
+        return {self.field: FieldSpec((self.length,), "int64"), f"{self.field}.mask": FieldSpec((self.length,), "bool")}
 
     @property
     def extensions(self) -> frozenset[str]:
-        return CAPTION_EXTENSIONS
+        return CAPTION_EXTENSIONS if self.key is None else frozenset({METADATA_EXTENSION})
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
         captions = self.captions(members)
         if not captions:
-            raise SampleError(f"no caption (saw: {', '.join(members)})")
+            what = "caption" if self.key is None else f"text under {self.key!r} in .json"
+            raise AbsentError(f"no {what} (saw: {', '.join(members)})")
         pick = int(draw.integers(len(captions))) if draw is not None and self.caption == "random" else 0
         return {name: rows[0] for name, rows in self.encode(captions[pick : pick + 1]).items()}
 
     def captions(self, members: Mapping[str, bytes]) -> list[str]:
-        """All captions of a sample."""
-        return captions_of(members)
+        """All texts of a sample."""
+        return texts_of(members, self.key)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Array]:
         """The batch fields of these texts, stacked: {"text": int64 [n, L], "text.mask": bool [n, L]}."""
         encoded = self.tokenizer.encode_batch(list(texts))
         ids = np.array([text.ids for text in encoded], np.int64).reshape(-1, self.length)
         mask = np.array([text.attention_mask for text in encoded], np.bool_).reshape(-1, self.length)
-        return {"text": ids, "text.mask": mask}
+        return {self.field: ids, f"{self.field}.mask": mask}
 
 
 def _fixed_length(name: str, length: int) -> Tokenizer:

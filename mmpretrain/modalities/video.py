@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from mmpretrain.core.config import Rule
 from mmpretrain.core.containers import require
-from mmpretrain.core.errors import SampleError
+from mmpretrain.core.errors import AbsentError
 from mmpretrain.core.media_types import VIDEO_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.core.video_bytes import EncodedVideo, Frames, VideoLimits, read_header
@@ -191,4 +191,4 @@ def _video_member(members: Mapping[str, bytes]) -> bytes:
     for extension, content in members.items():
         if extension in VIDEO_EXTENSIONS:
             return content
-    raise SampleError(f"no video member (saw: {', '.join(members)})")
+    raise AbsentError(f"no video member (saw: {', '.join(members)})")

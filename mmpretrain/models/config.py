@@ -1,7 +1,8 @@
 """The model's part of a run config: towers, the fusion over them and the width where embeddings meet.
 
 Enter: YAML or JSON that names towers by modality. Leave: a frozen config that builds the same model anywhere.
-Refused: a stem under another modality's name, an embedding of the wrong width, a fusion with nothing to join.
+Refused: a stem under another modality's name, an embedding of the wrong width, a fusion with nothing to join, an input
+that shares a tower the model lacks.
 """
 
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ class ModelConfig(Config):
     """Width of the common embedding space."""
     towers: dict[str, TowerUnion]
     """Modality ("image", "text") -> its tower."""
+    shares: dict[str, str] = {}
+    """Further input -> the tower that reads it too, with the same weights and projection, e.g. {question: text}."""
     fusion: FusionUnion = LateFusionConfig()
     """How towers meet: late (embeddings only, or pooled vectors), early and joint (one transformer over all tokens),
     cross and gated (each modality attends to others), hierarchical (latents of each modality, then across them)."""
@@ -42,14 +45,26 @@ class ModelConfig(Config):
             raise ValueError("a model needs at least one tower; add towers.image or towers.text")
         for modality, tower in self.towers.items():
             tower.check(modality)
-        if len(self.towers) < 2 and self.fusion.gives_pooled:
-            raise ValueError("a fusion joins two towers or more, this model has one; set fusion.kind to late")
+        for name, tower_name in self.shares.items():
+            if name in self.towers:
+                raise ValueError(f"shares.{name} has a tower of its own; remove one of both")
+            if tower_name not in self.towers:
+                raise ValueError(
+                    f"shares.{name} names {tower_name}, which is none of the towers {', '.join(self.towers)}"
+                )
+        if len(self.readers) < 2 and self.fusion.gives_pooled:
+            raise ValueError("a fusion joins two inputs or more, this model has one; set fusion.kind to late")
         return self
 
     @property
+    def readers(self) -> Mapping[str, str]:
+        """Every input -> the tower that reads it; a tower's own input has its name."""
+        return {modality: modality for modality in self.towers} | self.shares
+
+    @property
     def inputs(self) -> Mapping[str, FieldSpec]:
-        """Modality -> shape and dtype of one input row, for the codecs."""
-        return {modality: tower.input_field(modality) for modality, tower in self.towers.items()}
+        """Input -> shape and dtype of one row, for the codecs."""
+        return {name: self.towers[tower].input_field(tower) for name, tower in self.readers.items()}
 
     def lacking_fusion(self, objective: ObjectiveConfig) -> str | None:
         """What the objective reads of the fusion and this one does not give, with the fix; None where all is well."""

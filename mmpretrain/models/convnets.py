@@ -61,6 +61,13 @@ class Trunk(CheckpointedChain):
         super().__init__(links)
         self.channels_last = ARCHITECTURES[name].channels_last
 
+    def blocks(self) -> list[nn.Module]:
+        """The stages in the order in which values pass them."""
+        features = self._modules.get("features")
+        if features is None:
+            return [link for link in self.children() if type(link) is nn.Sequential]
+        return [link for link in features.children() if next(link.parameters(), None) is not None]
+
     def forward(self, values: Tensor) -> Tensor:  # type: ignore[override]
         """Map fp32 [B, channels, (T,) S, S] to the places of the last map, [B, L, C]; time runs slowest."""
         features = super().forward(values)

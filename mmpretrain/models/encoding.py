@@ -1,7 +1,7 @@
 """The model as objectives see it for one chunk of rows: every encoding is computed once, when first asked for.
 
-Enter: the parts of a model and a batch of tensors. Leave: tower outputs, unit embeddings, fused tokens. Refused: a
-tower or a fusion the model does not have. Legend as in `objectives/base.py`.
+Enter: the parts of a model by input (inputs may share a tower) and a batch of tensors. Leave: tower outputs, unit
+embeddings, fused tokens. Refused: a tower or a fusion the model does not have. Legend as in `objectives/base.py`.
 """
 
 from collections.abc import Mapping
@@ -61,8 +61,7 @@ class ChunkEncoder:
         request = (modality, None if ids is None else id(ids), None if keep is None else id(keep))
         if request not in self._outputs:
             inputs = self._batch[modality] if ids is None else ids
-            mask = self._batch.get(f"{modality}.mask")
-            self._outputs[request] = self._tower(modality)(inputs, mask, keep)
+            self._outputs[request] = self._tower(modality)(inputs, self._counting(modality), keep)
             self._alive += [ids, keep]
         return self._outputs[request]
 
@@ -92,6 +91,12 @@ class ChunkEncoder:
         if modality not in self._towers:
             raise ConfigError(f"the model has towers {sorted(self._towers)} and none for {modality!r}")
         return self._towers[modality]
+
+    def _counting(self, modality: str) -> Tensor | None:
+        """The mask of the inputs with all of a dummy's: no tower then meets a row in which nothing counts, where
+        attention may become NaN; what comes of it weighs nothing."""
+        mask, present = self._batch.get(f"{modality}.mask"), self._batch.get(f"{modality}.present")
+        return mask if mask is None or present is None else mask | ~present.unsqueeze(1)
 
     def _present_tokens(self, modality: str, output: TensorDict) -> Tensor | None:
         """The tower's mask without the tokens of rows that lack the modality: nothing may attend to a dummy."""

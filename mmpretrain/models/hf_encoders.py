@@ -67,20 +67,20 @@ def outline(whole: PretrainedConfig, modality: str) -> PreTrainedModel:
     """The encoder without memory (meta device); halves of dual models are known to transformers only this way."""
     with torch.device("meta"):
         model = AutoModel.from_config(whole, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    return _half(model, modality)
+    return encoder_of(model, modality)
 
 
-def build_encoder(pattern: PreTrainedModel, trained: bool) -> PreTrainedModel:
-    """A fresh encoder like an outline; `trained`: weights will be loaded, so its batch norms keep their statistics."""
+def build_encoder(pattern: PreTrainedModel) -> PreTrainedModel:
+    """A fresh encoder like an outline; batch norm has fixed statistics, so that it can hold the library's weights."""
     model: PreTrainedModel = type(pattern)(pattern.config)
-    replace_batch_norm(model, trained)
+    replace_batch_norm(model, trained=True)
     return model
 
 
 def load_encoder(model: PreTrainedModel, name: str, whole: PretrainedConfig, modality: str) -> None:
     """Fill an encoder with the weights that stand under a name."""
     found = AutoModel.from_pretrained(name, config=whole, trust_remote_code=False, dtype=torch.float32)
-    encoder = _half(found, modality)
+    encoder = encoder_of(found, modality)
     replace_batch_norm(encoder, trained=True)
     model.load_state_dict(encoder.state_dict())
 
@@ -93,7 +93,8 @@ def adopt_words(model: PreTrainedModel) -> None:
     model.set_input_embeddings(ours)
 
 
-def _half(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+def encoder_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
+    """What reads the modality: of a dual model its half."""
     half = HALVES[modality]
     if f"{half}_config" not in model.config.sub_configs:
         return model

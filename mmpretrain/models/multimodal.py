@@ -6,7 +6,8 @@ the tower or the fusion it needs, an embedding of the wrong width. It builds fro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -25,7 +26,8 @@ from mmpretrain.layers.initialization import Linear, Resettable
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
-from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
+from mmpretrain.objectives.base import Average, Encoder, ModelFacts, Objective, ObjectiveConfig, expand_all
+from mmpretrain.objectives.weights import weight_at
 
 
 class MultimodalConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
@@ -56,6 +58,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     autocast_dtype: torch.dtype | None = None
     """Matrix products run in this precision, parameters keep theirs; None: all in the parameters' precision."""
+    when_encoded: Callable[[], None] | None = None
+    """Called in every forward when the rows are encoded, before objectives meet those of other ranks."""
 
     def __init__(self, config: MultimodalConfig) -> None:
         super().__init__(config)
@@ -65,16 +69,20 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         projections = {m: _projection(m, model.towers[m], widths[m], model.embed_dim) for m in towers}
         self.towers = nn.ModuleDict(towers)
         self.projections = nn.ModuleDict(projections)
-        self.fusion = model.fusion.build(widths)
+        self.readers = dict(sorted(model.readers.items()))
+        self.fusion = model.fusion.build({name: widths[tower] for name, tower in self.readers.items()})
         self.facts = ModelFacts(
             embed_dim=model.embed_dim,
-            towers={modality: tower.facts() for modality, tower in towers.items()},
+            towers={name: towers[tower].facts() for name, tower in self.readers.items()},
             fusion_width=None if self.fusion is None else self.fusion.width,
+            build_tower=lambda name: model.towers[model.readers[name]].build(model.readers[name]),
         )
         for name, objective in objectives.items():
             _check_objective(name, objective, model)
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
-        self.weights = {name: objective.weight for name, objective in objectives.items()}
+        self._keys_to_ignore_on_load_missing = [rf"^{prefix}" for prefix in self._scaffolding()]
+        self._weights = {name: objective.weight for name, objective in objectives.items()}
+        self.weigh(0)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -82,13 +90,21 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """A new model: our parts initialised, towers with named weights loaded from them."""
         config = MultimodalConfig(
             model=resolve(model, None).model_dump(mode="json"),
-            objectives={name: objective.model_dump(mode="json") for name, objective in objectives.items()},
+            objectives={
+                name: objective.model_dump(mode="json")
+                for name, objective in expand_all(objectives, model.towers).items()
+            },
         )
         created = cls(config)
         if not any(parameter.is_meta for parameter in created.parameters()):
             for tower in created._towers().values():
                 tower.load_pretrained()
         return created
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """Objectives whose weight changes over the steps."""
+        return tuple(name for name, weight in self._weights.items() if not isinstance(weight, float))
 
     @property
     def spans_batch(self) -> bool:
@@ -102,17 +118,36 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         with self._autocast(micro_batches[0]):
             parts = self._encode_all(micro_batches)
+        if self.when_encoded is not None:
+            self.when_encoded()
+        fuse = partial(self._fuse_rows, at_once=_rows(micro_batches[0]) if len(micro_batches) > 1 else None)
         outputs: TensorDict = {}
+        figures: dict[str, TensorDict] = {}
         losses = []
         for name, objective in self._objectives().items():
             own = {key.removeprefix(f"{name}/"): part for key, part in parts.items() if key.startswith(f"{name}/")}
-            total = objective.reduce_fused(own, self._fuse)
+            total = objective.reduce_fused(own, fuse)
             losses.append(self.weights[name] * total * scales[name])
             outputs[f"sum.{name}"] = total.detach()
-            for metric, value in objective.metrics(own).items():
-                key = f"metric.{metric}"
-                outputs[key if key not in outputs else f"{key}_{name}"] = value.detach()
-        return {"loss": torch.stack(losses).sum()} | outputs
+            figures[name] = objective.metrics(own)
+        return {"loss": torch.stack(losses).sum()} | outputs | _named_metrics(figures)
+
+    def weigh(self, step: int) -> None:
+        """Let objectives weigh from now on what they are to weigh in step `step`, counted from 0."""
+        self.weights = {name: weight_at(weight, step) for name, weight in self._weights.items()}
+
+    def after_step(self, step: int, average: Average) -> None:
+        """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""
+        for objective in self._objectives().values():
+            objective.after_step(step, self._read_by(), average)
+
+    def published_state(self) -> TensorDict:
+        """All weights but those that training alone needs."""
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(tuple(self._scaffolding()))
+        }
 
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
@@ -130,7 +165,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     def encoder(self, batch: TensorDict) -> Encoder:
         """The model as objectives see it, over these rows; run it under the caller's autocast."""
         projections = cast(Mapping[str, nn.Module], self.projections)
-        return ChunkEncoder(self._towers(), projections, self.fusion, batch)
+        projected_by = {name: projections[tower] for name, tower in self.readers.items()}
+        return ChunkEncoder(self._read_by(), projected_by, self.fusion, batch)
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the inputs of every transformer block while training, and compute the rest again."""
@@ -172,12 +208,37 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for key, part in objective.encode(encoder).items()
         }
 
+    def _fuse_rows(self, outputs: Mapping[str, TensorDict], at_once: int | None) -> TensorDict:
+        """Fuse rows an objective put together; implements `FuseRows`.
+
+        In the parts of a batch in chunks: `at_once` rows at a time, computed again in the backward as towers are.
+        """
+        if at_once is None or not torch.is_grad_enabled():
+            return self._fuse(outputs)
+        cut = {m: {name: part.split(at_once) for name, part in output.items()} for m, output in outputs.items()}
+        number = len(next(iter(cut.values()))["tokens"])
+        parts: list[TensorDict] = [
+            checkpoint(
+                self._fuse,
+                {m: {name: pieces[index] for name, pieces in output.items()} for m, output in cut.items()},
+                use_reentrant=False,
+            )
+            for index in range(number)
+        ]
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
     def _fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
-        """Fuse rows an objective put together; implements `FuseRows`."""
         assert self.fusion is not None, "an objective that fuses rows says so by needs_pooled or needs_fusion"
-        first = next(iter(outputs.values()))
-        with self._autocast(first):
+        with self._autocast(next(iter(outputs.values()))):
             return run_fusion(self.fusion, outputs, {modality: output["mask"] for modality, output in outputs.items()})
+
+    def _scaffolding(self) -> list[str]:
+        """Beginnings of the names of weights that training alone needs."""
+        return [
+            f"objectives.{name}.{child}."
+            for name, objective in self._objectives().items()
+            for child in objective.scaffolding
+        ]
 
     def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
         if self.autocast_dtype is None:
@@ -185,11 +246,30 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         device = next(iter(batch.values())).device
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
+    def _read_by(self) -> Mapping[str, Tower]:
+        """Every input -> the tower that reads it."""
+        towers = self._towers()
+        return {name: towers[tower] for name, tower in self.readers.items()}
+
     def _towers(self) -> Mapping[str, Tower]:
         return cast(Mapping[str, Tower], self.towers)
 
     def _objectives(self) -> Mapping[str, Objective]:
         return cast(Mapping[str, Objective], self.objectives)
+
+
+def _rows(batch: TensorDict) -> int:
+    return next(iter(batch.values())).shape[0]
+
+
+def _named_metrics(figures: Mapping[str, TensorDict]) -> TensorDict:
+    """All objectives' figures as "metric.<name>"; a name that several give carries the objective's behind it."""
+    shared = Counter(name for metrics in figures.values() for name in metrics)
+    return {
+        f"metric.{name}" if shared[name] == 1 else f"metric.{name}_{objective}": value.detach()
+        for objective, metrics in figures.items()
+        for name, value in metrics.items()
+    }
 
 
 def _projection(modality: str, config: TowerConfig, width: int, embed_dim: int) -> nn.Module:
@@ -214,10 +294,11 @@ def _parse_objective(name: str, fields: Mapping[str, Any]) -> ObjectiveConfig:
 
 
 def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) -> None:
-    missing = sorted(set(objective.modalities) - set(model.towers))
+    missing = sorted(set(objective.modalities) - set(model.readers))
     if missing:
+        known = ", ".join(sorted(model.readers))
         raise ConfigError(
-            f"objective {name} needs the towers {', '.join(missing)}, the model has {', '.join(sorted(model.towers))}; "
+            f"objective {name} needs the towers {', '.join(missing)}, the model has {known}; "
             "add them under model.towers or remove the objective"
         )
     if lack := model.lacking_fusion(objective):

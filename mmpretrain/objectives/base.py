@@ -10,14 +10,17 @@ here are plain methods, so that arguments other than tensors may pass.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict
+from mmpretrain.layers.teacher import Layered
+from mmpretrain.objectives.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class TowerFacts:
     mask_id: int | None = None
     causal: bool = False
     """Each token sees only earlier ones."""
+    num_layers: int = 0
+    """Blocks whose outputs `Layered.top_layers` can tell; 0 for towers that tell none."""
+
+
+def _no_tower(modality: str) -> Layered:
+    raise AssertionError(f"these facts came without a model, so there is no tower {modality} to build again")
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class ModelFacts:
     towers: Mapping[str, TowerFacts]
     fusion_width: int | None
     """Width of what the fusion gives; None without a fusion."""
+    build_tower: Callable[[str], Layered] = _no_tower
+    """Another tower like the model's own of that modality, with weights of its own."""
 
 
 class Encoder(Protocol):
@@ -95,11 +106,26 @@ class FuseRows(Protocol):
         ...
 
 
+class Average(Protocol):
+    """Moves the weights of one network towards those of another, however the engine divides them over ranks."""
+
+    def __call__(self, average: nn.Module, network: nn.Module, keep: float) -> None:
+        """average = keep * average + (1 - keep) * network, for all parameters; buffers are copied. Communicates."""
+        ...
+
+
 class Objective(nn.Module):
     """A loss with its head. Shape legend: b rows of a chunk, B rows of the rank in the step, W ranks."""
 
     spans_batch: ClassVar[bool] = False
     """True when a row's loss depends on other rows: the rank's whole share then runs in one engine forward."""
+    scaffolding: ClassVar[tuple[str, ...]] = ()
+    """Child modules that training alone needs; a published model leaves their weights out."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Modalities in sight while something else is predicted: evaluation tells what each is worth."""
+        return ()
 
     @abstractmethod
     def count(self, batch: TensorDict) -> Tensor:
@@ -126,12 +152,18 @@ class Objective(nn.Module):
         may communicate, and may read what `reduce` left in the dict."""
         return {}
 
+    def after_step(self, step: int, towers: Mapping[str, nn.Module], average: Average) -> None:
+        """Called after each optimizer step that changed the weights, with the number of steps done, and once with 0
+        before the first step of a run; every rank calls it in lockstep. Gradients are no longer there."""
+        return
+
 
 class ObjectiveConfig(Config):
     """Config of an objective; subclasses add `kind: Literal[...]`."""
 
-    weight: float = 1.0
-    """Factor of this objective in the total loss."""
+    weight: Weight = 1.0
+    """Factor of this objective in the total loss: a number, or a list of points {from_step, weight} between which it
+    runs straight."""
 
     @property
     @abstractmethod
@@ -154,6 +186,31 @@ class ObjectiveConfig(Config):
         "<name>.present" tells the rows that have it."""
         return {}
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The modalities and labels the objective reads."""
+        return (*self.modalities, *self.input_fields)
+
+    def counts_with(self, held: Set[str]) -> bool:
+        """Whether a sample that holds these modalities and labels can have targets; else it weighs nothing."""
+        return held >= set(self.reads)
+
+    def expand(self, name: str, modalities: Iterable[str]) -> Mapping[str, ObjectiveConfig]:
+        """The objectives that this entry stands for in a model of these towers, by name; most stand for themselves."""
+        return {name: self}
+
     @abstractmethod
     def build(self, facts: ModelFacts) -> Objective:
         """A freshly initialised objective with its head."""
+
+
+def expand_all(objectives: Mapping[str, ObjectiveConfig], modalities: Iterable[str]) -> dict[str, ObjectiveConfig]:
+    """Every objective that the entries of a config stand for; raises ConfigError where two would have one name."""
+    expanded: dict[str, ObjectiveConfig] = {}
+    towers = tuple(modalities)
+    for name, entry in objectives.items():
+        for each, objective in entry.expand(name, towers).items():
+            if each in expanded:
+                raise ConfigError(f"two objectives would be called {each}; rename one of the entries")
+            expanded[each] = objective
+    return expanded

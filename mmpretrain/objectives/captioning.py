@@ -54,6 +54,10 @@ class Captioning(Objective):
         self.head = TokenHead(text.width, text.width)
         self.bias = VocabularyBias(vocab_size)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.pair[:1]
+
     def count(self, batch: TensorDict) -> Tensor:
         return self._predicted(batch).sum(dtype=torch.float32)
 

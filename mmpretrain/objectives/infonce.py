@@ -16,8 +16,8 @@ from torch import Tensor
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.scale import LogitScale
 from mmpretrain.layers.softmax_pairs import pair_sums
-from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
-from mmpretrain.objectives.pairs import PairOfModalities, encode_pairs, pair_metrics, pairs_present
+from mmpretrain.objectives.base import Encoder, ModelFacts, Objective
+from mmpretrain.objectives.pairs import ContrastiveConfig, encode_pairs, pair_metrics, pairs_present
 
 
 class InfoNCE(Objective):
@@ -27,7 +27,7 @@ class InfoNCE(Objective):
 
     def __init__(self, config: InfoNCEConfig) -> None:
         super().__init__()
-        self.pair, self.tile = config.pair, config.tile
+        self.pair, self.tile = config.single, config.tile
         self.logit_scale = LogitScale(config.scale_init, config.scale_max)
 
     def count(self, batch: TensorDict) -> Tensor:
@@ -48,22 +48,16 @@ class InfoNCE(Objective):
         return pair_metrics(parts) | {"logit_scale": parts["logit_scale"]}
 
 
-class InfoNCEConfig(ObjectiveConfig):
+class InfoNCEConfig(ContrastiveConfig):
     """Image-text contrast and its like."""
 
     kind: Literal["infonce"] = "infonce"
-    pair: PairOfModalities = ("image", "text")
-    """The two modalities whose embeddings meet."""
     scale_init: float = Field(default=1 / 0.07, gt=0)
     """Factor on cosines at the start (the inverse temperature)."""
     scale_max: float = Field(default=100.0, gt=0)
     """Bound of the factor; a gradient that pulls back from it always passes."""
     tile: int | None = Field(default=None, ge=1)
     """Edge of the logit tiles, the memory of the loss; null chooses for the device."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.pair
 
     def build(self, facts: ModelFacts) -> InfoNCE:
         return InfoNCE(self)

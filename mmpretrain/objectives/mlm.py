@@ -7,12 +7,10 @@ nothing. Refuses towers without a vocabulary or a mask token. Legend: B rows, K 
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import and_
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +19,8 @@ from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.token_masking import MaskedTokens, TokenMasking
 from mmpretrain.layers.vocabulary_head import TokenHead, VocabularyBias
-from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig, TowerFacts
+from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, TowerFacts
+from mmpretrain.objectives.conditions import ConditionedConfig, rows_with, tokens_in_sight
 
 
 class MaskedLanguageModelling(Objective):
@@ -34,6 +33,10 @@ class MaskedLanguageModelling(Objective):
         self.masking = config.masking(tower)
         self.head = TokenHead(hidden_width, tower.width)
         self.bias = VocabularyBias(self.masking.vocab_size)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.condition_on
 
     def count(self, batch: TensorDict) -> Tensor:
         return self.masking.num_hidden(self._eligible(batch)).sum().float()
@@ -58,21 +61,18 @@ class MaskedLanguageModelling(Objective):
         return {"_".join((*self.condition_on, "mlm_acc")): correct / count.clamp(min=1)}
 
     def _eligible(self, batch: TensorDict) -> Tensor:
-        present = reduce(and_, (batch[f"{m}.present"] for m in (self.modality, *self.condition_on)))
+        present = rows_with(batch, (self.modality, *self.condition_on))
         return self.masking.eligible(batch[self.modality], batch[f"{self.modality}.mask"] & present[:, None])
 
     def _hidden_states(self, encoder: Encoder, masked: MaskedTokens) -> Tensor:
         """[B, K, D]: what the towers, or the fusion over them, say at the slots."""
         output = encoder.tower(self.modality, ids=masked.ids)
-        tokens = output["tokens"]
-        if self.condition_on:
-            others = {modality: encoder.tower(modality) for modality in self.condition_on}
-            tokens = encoder.fuse({self.modality: output, **others})[self.modality]
+        tokens = tokens_in_sight(encoder, self.modality, output, self.condition_on)
         places = (masked.positions + self.num_prefix)[:, :, None].expand(-1, -1, tokens.shape[-1])
         return tokens.gather(1, places)
 
 
-class MLMConfig(ObjectiveConfig):
+class MLMConfig(ConditionedConfig):
     """Masked language modelling."""
 
     kind: Literal["mlm"] = "mlm"
@@ -80,26 +80,6 @@ class MLMConfig(ObjectiveConfig):
     """The text whose tokens are hidden."""
     probability: float = Field(default=0.15, gt=0, lt=1)
     """Share of each row's ordinary tokens that are hidden, at least one."""
-    condition_on: tuple[str, ...] = ()
-    """Modalities in sight through the fusion while predicting, e.g. [image]; empty: the text alone."""
-
-    @model_validator(mode="after")
-    def _conditions_differ(self) -> MLMConfig:
-        named = (self.modality, *self.condition_on)
-        if len(set(named)) < len(named):
-            raise ValueError(
-                f"condition_on {list(self.condition_on)} names a modality twice or {self.modality!r} itself; "
-                "name each other modality once"
-            )
-        return self
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return (self.modality, *self.condition_on)
-
-    @property
-    def needs_fusion(self) -> bool:
-        return bool(self.condition_on)
 
     def masking(self, tower: TowerFacts) -> TokenMasking:
         """The masking over a tower's vocabulary."""

@@ -1,21 +1,23 @@
-"""What objectives over pairs of two modalities share: who is present, the parts they keep, the health of the space.
+"""What objectives over pairs of two modalities share: which pairs, who is present, the health of the space.
 
 Enter: a batch or a chunk's encoder. Leave: row-aligned parts, and scalars that tell a collapse early. Refuses a pair of
-one modality with itself. Legend: b pairs of this rank, D embedding width.
+one modality with itself, and entries that name their pairs twice. Legend: b pairs of this rank, D embedding width.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Self
 
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor
 
 from mmpretrain.core.collectives import all_reduce_sum
+from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.pair_tiles import full_precision
-from mmpretrain.objectives.base import Encoder
+from mmpretrain.objectives.base import Encoder, ObjectiveConfig
 
 
 def _two_different(pair: tuple[str, str]) -> tuple[str, str]:
@@ -25,6 +27,60 @@ def _two_different(pair: tuple[str, str]) -> tuple[str, str]:
 
 
 PairOfModalities = Annotated[tuple[str, str], AfterValidator(_two_different)]
+
+
+class ContrastiveConfig(ObjectiveConfig):
+    """Config of a contrast of one pair of modalities, or of several pairs that share nothing but these settings.
+
+    An entry of several pairs stands for one objective for each, called <name>_<first>_<second>: each has its own scale,
+    count and loss, and weighs `weight`, so that the entry adds the sum over its pairs to the total loss.
+    """
+
+    pair: PairOfModalities | None = None
+    """The two modalities whose embeddings meet; null, unless pairs or hub are given: image and text."""
+    pairs: tuple[PairOfModalities, ...] = ()
+    """Several pairs, e.g. [[image, text], [image, audio]]."""
+    hub: str | None = None
+    """A modality that meets each other one of the model, e.g. image (ImageBind, arXiv 2305.05665)."""
+
+    @model_validator(mode="after")
+    def _pairs_named_once(self) -> Self:
+        given = [name for name, value in (("pair", self.pair), ("pairs", self.pairs), ("hub", self.hub)) if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both name the modalities that meet; keep one of them")
+        named = [frozenset(pair) for pair in self.pairs]
+        for pair in self.pairs:
+            if named.count(frozenset(pair)) > 1:
+                raise ValueError(f"pairs names {list(pair)} twice, in this order or the other; name each pair once")
+        return self
+
+    @property
+    def single(self) -> tuple[str, str]:
+        """The pair of an entry that has one."""
+        assert not self.pairs and self.hub is None, "an entry of several pairs is expanded before it is built"
+        return self.pair or ("image", "text")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        if self.hub is not None:
+            return (self.hub,)
+        return tuple(dict.fromkeys(m for pair in self.pairs for m in pair)) or self.single
+
+    def expand(self, name: str, modalities: Iterable[str]) -> Mapping[str, ObjectiveConfig]:
+        pairs = self.pairs
+        if self.hub is not None:
+            pairs = tuple((self.hub, other) for other in sorted(modalities) if other != self.hub)
+            if not pairs:
+                raise ConfigError(
+                    f"the hub {self.hub} of objective {name} meets no other modality; add a tower beside "
+                    f"model.towers.{self.hub}"
+                )
+        if not pairs:
+            return {name: self}
+        return {"_".join((name, *pair)): self._of(pair) for pair in pairs}
+
+    def _of(self, pair: tuple[str, str]) -> Self:
+        return self.model_copy(update={"pair": pair, "pairs": (), "hub": None})
 
 
 def pairs_present(batch: TensorDict, pair: tuple[str, str]) -> Tensor:

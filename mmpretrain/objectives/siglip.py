@@ -16,8 +16,8 @@ from torch import Tensor
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.scale import LogitBias, LogitScale
 from mmpretrain.layers.sigmoid_pairs import Exchange, pair_losses
-from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
-from mmpretrain.objectives.pairs import PairOfModalities, encode_pairs, pair_metrics, pairs_present
+from mmpretrain.objectives.base import Encoder, ModelFacts, Objective
+from mmpretrain.objectives.pairs import ContrastiveConfig, encode_pairs, pair_metrics, pairs_present
 
 
 class SigLIP(Objective):
@@ -27,7 +27,7 @@ class SigLIP(Objective):
 
     def __init__(self, config: SigLIPConfig) -> None:
         super().__init__()
-        self.pair, self.exchange, self.tile = config.pair, config.implementation, config.tile
+        self.pair, self.exchange, self.tile = config.single, config.implementation, config.tile
         self.logit_scale = LogitScale(config.scale_init, config.scale_max)
         self.logit_bias = LogitBias(config.bias_init)
 
@@ -48,12 +48,10 @@ class SigLIP(Objective):
         return pair_metrics(parts) | {name: parts[name] for name in ("logit_scale", "logit_bias")}
 
 
-class SigLIPConfig(ObjectiveConfig):
+class SigLIPConfig(ContrastiveConfig):
     """Image-text contrast whose pairs are judged one by one."""
 
     kind: Literal["siglip"] = "siglip"
-    pair: PairOfModalities = ("image", "text")
-    """The two modalities whose embeddings meet."""
     implementation: Exchange = "ring"
     """How columns reach all ranks: ring (point to point, least memory) or gather (one collective)."""
     scale_init: float = Field(default=10.0, gt=0)
@@ -64,10 +62,6 @@ class SigLIPConfig(ObjectiveConfig):
     """Offset of the logits at the start: nearly all pairs are negatives."""
     tile: int | None = Field(default=None, ge=1)
     """Edge of the logit tiles, the memory of the loss; null chooses for the device."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.pair
 
     def build(self, facts: ModelFacts) -> SigLIP:
         return SigLIP(self)

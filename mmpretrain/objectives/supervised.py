@@ -3,41 +3,27 @@
 Enter: rows of which some have a label, a batch field that a label codec makes. Leaves: cross-entropy, binary
 cross-entropy or squared error (a mean over the outputs of a row), summed over the rows that have a label and at least
 one of the modalities; all others weigh nothing, so that partly labelled data trains semi-supervised beside other
-objectives. Refuses smoothing where there is no single class. Legend: B rows, C outputs, D width.
+objectives. Refuses smoothing where there is no single class. Legend: B rows, C outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import reduce
 from operator import or_
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mmpretrain.core.collectives import all_reduce_sum
 from mmpretrain.core.types import FieldSpec, TensorDict
-from mmpretrain.layers.initialization import Linear
-from mmpretrain.layers.pair_tiles import full_precision
+from mmpretrain.layers.output_head import OutputHead
 from mmpretrain.objectives.base import Encoder, ModelFacts, Objective, ObjectiveConfig
 
 Target = Literal["class", "tags", "values"]
-
-
-class OutputHead(nn.Module):
-    """LayerNorm and one linear layer, small at first so that all outputs start alike."""
-
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.predict = Linear(width, outputs, std=0.01)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Map [B, D] to [B, C] in fp32."""
-        return full_precision(self.predict(self.norm(pooled)))
 
 
 class Supervised(Objective):
@@ -48,6 +34,10 @@ class Supervised(Objective):
         self.label, self.target, self.inputs = config.label, config.target, config.inputs
         self.smoothing = config.smoothing
         self.head = OutputHead(width, config.outputs)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.inputs if len(self.inputs) > 1 else ()
 
     def count(self, batch: TensorDict) -> Tensor:
         return self._labelled(batch).sum(dtype=torch.float32)
@@ -129,6 +119,9 @@ class SupervisedConfig(ObjectiveConfig):
         if self.target == "class":
             return {self.label: FieldSpec((), "int64", below=self.outputs)}
         return {self.label: FieldSpec((self.outputs,), "bool" if self.target == "tags" else "float32")}
+
+    def counts_with(self, held: Set[str]) -> bool:
+        return self.label in held and not held.isdisjoint(self.inputs)
 
     def build(self, facts: ModelFacts) -> Supervised:
         width = facts.fusion_width if self.needs_pooled else facts.towers[self.inputs[0]].width

@@ -4,7 +4,7 @@ Enter: facts, the model's own config, which layouts were written and how they co
 with the Hub's metadata before it. Refused: text that still holds a placeholder.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import yaml
@@ -84,9 +84,16 @@ def _summary(facts: PublishFacts, contents: Contents) -> str:
     lines.append(
         f"A multimodal transformer with towers {described}, fusion {_kind(contents.architecture.get('fusion'))} and a "
         f"common embedding space of {contents.architecture.get('embed_dim')} dimensions; {contents.num_parameters:,} "
-        f"parameters. Pretrained with mmpretrain for {facts.steps:,} steps, {facts.samples_seen:,} samples."
+        f"parameters. {_origin(facts)} with mmpretrain for {facts.steps:,} steps, {facts.samples_seen:,} samples."
     )
     return "\n\n".join(lines)
+
+
+def _origin(facts: PublishFacts) -> str:
+    parent = facts.parent
+    if parent is None:
+        return "Pretrained"
+    return f"Fine-tuned from {parent.source} ({parent.description}, weights `{parent.digest}`)"
 
 
 def _usage(contents: Contents) -> str:
@@ -171,7 +178,10 @@ def _towers(contents: Contents) -> Mapping[str, object]:
 
 
 def _weight(objective: object) -> object:
-    return objective.get("weight", 1.0) if isinstance(objective, Mapping) else 1.0
+    weight = objective.get("weight", 1.0) if isinstance(objective, Mapping) else 1.0
+    if not isinstance(weight, Sequence):
+        return weight
+    return ", ".join(f"{point['weight']} at step {point['from_step']}" for point in weight)
 
 
 def _kind(config: object) -> str:

@@ -1,21 +1,19 @@
 """A native pair as transformers' `CLIPModel`.
 
 Enter: a dual encoder. Leave: its config and state dict, or the reasons why the layout cannot hold it.
-The layout (Radford et al. 2021, arXiv 2103.00020): class token, learned positions, a norm before the first image block,
-causal text read at its first end token, projections without bias.
+The layout itself, which starting from published weights reads too, stands in `models/layouts/clip.py`.
 """
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPModel, PretrainedConfig, PreTrainedModel
 
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.layouts.clip import LEGACY_EOS_ID, LOGIT_SCALE, clip_table
+from mmpretrain.models.layouts.tables import HIDDEN_ACT, Shapes, State, to_theirs
 from mmpretrain.models.towers.native import NativeTowerConfig
-from mmpretrain.publishing.dual_encoder import DualEncoder, State, differences, towers_of
-from mmpretrain.publishing.transformers_blocks import HIDDEN_ACT, encoder_layers, norm, patch_convolution, under
-
-LEGACY_EOS_ID = 2
-"""With this end id CLIPModel reads the text at its largest id instead."""
+from mmpretrain.publishing.dual_encoder import DualEncoder, differences, towers_of
 
 
 def clip_obstacles(config: ModelConfig) -> list[str]:
@@ -87,33 +85,11 @@ def tower_config(tower: NativeTowerConfig) -> dict[str, int | float | str]:
 
 def clip_state(pair: DualEncoder) -> State:
     """The weights under CLIPModel's names."""
-    image, text = pair.image_state, pair.text_state
-    vision: State = {
-        "embeddings.class_embedding": image["class_token.weight"],
-        "embeddings.patch_embedding.weight": patch_convolution(
-            image["stem.project.weight"], pair.image_stem.patch_size
-        ),
-        "embeddings.position_embedding.weight": class_and_patch_positions(pair),
-        **norm("pre_layrnorm", image, "pre_norm"),
-        **encoder_layers(image, pair.image.depth),
-        **norm("post_layernorm", image, "norm"),
-    }
-    words: State = {
-        "embeddings.token_embedding.weight": text["stem.words.weight"],
-        "embeddings.position_embedding.weight": text["stem.positions.weight"],
-        **encoder_layers(text, pair.text.depth),
-        **norm("final_layer_norm", text, "norm"),
-    }
-    return {
-        **under("vision_model.", vision),
-        **under("text_model.", words),
-        "visual_projection.weight": pair.image_projection["weight"],
-        "text_projection.weight": pair.text_projection["weight"],
-        "logit_scale": pair.log_scale.reshape(()),
-    }
+    table = [*clip_table(pair.image.depth, pair.text.depth), *LOGIT_SCALE]
+    return to_theirs(table, pair.state, shapes_of(CLIPModel, clip_config(pair)))
 
 
-def class_and_patch_positions(pair: DualEncoder) -> Tensor:
-    """[1 + L, D]: the class token's position, then those of the patches."""
-    image = pair.image_state
-    return torch.cat([image["class_token.position"][None], image["stem.positions.weight"]])
+def shapes_of(kind: Callable[[PretrainedConfig], PreTrainedModel], config: PretrainedConfig) -> Shapes:
+    """Shapes of the weights of a transformers model, without memory."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}

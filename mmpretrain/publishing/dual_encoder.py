@@ -14,12 +14,11 @@ from mmpretrain.core.registry import kind_of
 from mmpretrain.modalities.image import PatchesStemConfig
 from mmpretrain.modalities.text import EmbeddingsStemConfig
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.layouts.tables import State
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.towers.native import NativeTowerConfig
 from mmpretrain.objectives.infonce import InfoNCE
 from mmpretrain.objectives.siglip import SigLIP
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,18 @@ class DualEncoder:
     """Logarithm of the logit scale, already within its bound, [1]."""
     bias: Tensor
     """Offset of the logits, [1]; zero where the loss has none."""
+
+    @property
+    def state(self) -> State:
+        """Everything under the model's own names, the logits' scale and bias as `logit_scale` and `logit_bias`."""
+        parts = {
+            "towers.image": self.image_state,
+            "towers.text": self.text_state,
+            "projections.image": self.image_projection,
+            "projections.text": self.text_projection,
+        }
+        named = {f"{part}.{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+        return named | {"logit_scale": self.log_scale, "logit_bias": self.bias}
 
 
 def towers_of(

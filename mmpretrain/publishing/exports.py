@@ -25,9 +25,10 @@ from transformers import (
 
 from mmpretrain.modalities.image import PatchesStemConfig
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.layouts.tables import State
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.publishing.clip import clip_config, clip_obstacles, clip_state
-from mmpretrain.publishing.dual_encoder import DualEncoder, State, dual_encoder
+from mmpretrain.publishing.dual_encoder import DualEncoder, dual_encoder
 from mmpretrain.publishing.open_clip import open_clip_config, open_clip_obstacles, open_clip_state
 from mmpretrain.publishing.siglip import siglip_config, siglip_obstacles, siglip_state
 

@@ -35,6 +35,18 @@ class SourceFacts:
 
 
 @dataclass(frozen=True)
+class ParentFacts:
+    """The model whose weights a fine-tuning run began with."""
+
+    source: str
+    """Folder or hub name, as the run was given it."""
+    description: str
+    """What stood there, e.g. "CLIPModel"."""
+    digest: str
+    """A hash over its weights."""
+
+
+@dataclass(frozen=True)
 class PublishFacts:
     """Everything a card says beyond what the model's own config says."""
 
@@ -47,6 +59,8 @@ class PublishFacts:
     run_config: Json
     """The resolved run config: objectives, optimizer, batch sizes and all else."""
     sources: tuple[SourceFacts, ...] = ()
+    parent: ParentFacts | None = None
+    """What it was fine-tuned from; None: it was trained from scratch."""
     evaluations: Mapping[str, float] | None = None
     """The last figures recorded in the run, by metric name; None: the run never evaluated."""
     evaluated_at_step: int | None = None

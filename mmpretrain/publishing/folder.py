@@ -20,11 +20,13 @@ from pathlib import Path
 import yaml
 from transformers import AutoTokenizer
 
+from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.publishing.card import Contents, render_card
 from mmpretrain.publishing.exports import image_processor, write_exports
 from mmpretrain.publishing.facts import PublishError, PublishFacts, check_facts
 from mmpretrain.publishing.probe import write_probe
+from mmpretrain.publishing.processor import write_codecs
 from mmpretrain.publishing.usage import usage_examples
 from mmpretrain.publishing.verify import Results, verify_in_fresh_process
 
@@ -45,16 +47,24 @@ class Published:
 
 
 def publish_model(
-    model: MultimodalTransformer, out: Path, facts: PublishFacts, tokenizer: Path | None = None
+    model: MultimodalTransformer,
+    out: Path,
+    facts: PublishFacts,
+    tokenizer: Path | None = None,
+    codecs: Mapping[str, CodecConfig] | None = None,
 ) -> Published:
-    """Write, verify and put in place."""
+    """Write, verify and put in place; `codecs`: what made the inputs in training, by the batch field each makes."""
     check_facts(facts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PublishError(f"{out} already holds something; publish to a new folder, or remove it first")
     with _beside(out) as folder:
         obstacles = write_layouts(model, folder, tokenizer)
         layouts = [name for name, reasons in obstacles.items() if not reasons]
-        usage = usage_examples(layouts, tokenizer is not None, set(model.facts.towers))
+        if codecs is not None:
+            write_codecs(codecs, folder)
+        inputs = model.config.parsed_model().inputs
+        has_words = tokenizer is not None or all(spec.dtype != "int64" for spec in inputs.values())
+        usage = usage_examples(layouts, inputs, codecs is not None and has_words)
         for name, source in usage.items():
             (folder / name).write_text(source, encoding="utf-8")
         results = verify_in_fresh_process(folder)
@@ -83,7 +93,7 @@ def _beside(out: Path) -> Iterator[Path]:
 
 def write_layouts(model: MultimodalTransformer, folder: Path, tokenizer: Path | None) -> dict[str, list[str]]:
     """Our own model with processor, tokenizer and probe, and the layouts that fit; returns each layout's obstacles."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=model.published_state())
     inputs = model.config.parsed_model().inputs
     image, text = inputs.get("image"), inputs.get("text")
     if image is not None:
@@ -108,7 +118,7 @@ def _write_record(
     contents = Contents(
         architecture=model.config.model,
         objectives=model.config.objectives,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(p.numel() for name, p in model.named_parameters() if name in model.published_state()),
         obstacles=obstacles,
         results=results,
         usage=usage,

@@ -6,13 +6,14 @@ open_clip itself is not imported, so that a pair can be exported where it is not
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.layouts.tables import State
 from mmpretrain.models.towers.native import NativeTowerConfig
-from mmpretrain.publishing.clip import class_and_patch_positions, shared_wants
-from mmpretrain.publishing.dual_encoder import DualEncoder, State, differences, towers_of
-from mmpretrain.publishing.transformers_blocks import norm, patch_convolution
+from mmpretrain.publishing.clip import shared_wants
+from mmpretrain.publishing.dual_encoder import DualEncoder, differences, towers_of
 
 Json = dict[str, object]
 
@@ -69,22 +70,22 @@ def open_clip_config(pair: DualEncoder, has_tokenizer: bool) -> Json:
 
 def open_clip_state(pair: DualEncoder) -> State:
     """The weights under open_clip's names; its projections multiply from the right."""
-    image, text = pair.image_state, pair.text_state
+    image, text, patch = pair.image_state, pair.text_state, pair.image_stem.patch_size
     state: State = {
         "visual.class_embedding": image["class_token.weight"],
-        "visual.positional_embedding": class_and_patch_positions(pair),
-        "visual.conv1.weight": patch_convolution(image["stem.project.weight"], pair.image_stem.patch_size),
+        "visual.positional_embedding": torch.cat([image["class_token.position"][None], image["stem.positions.weight"]]),
+        "visual.conv1.weight": image["stem.project.weight"].unflatten(1, (-1, patch, patch)),
         "visual.proj": pair.image_projection["weight"].T,
         **_blocks("visual.transformer.resblocks", image, pair.image.depth),
-        **norm("visual.ln_post", image, "norm"),
+        **_norm("visual.ln_post", image, "norm"),
         "token_embedding.weight": text["stem.words.weight"],
         "positional_embedding": text["stem.positions.weight"],
         **_blocks("transformer.resblocks", text, pair.text.depth),
-        **norm("ln_final", text, "norm"),
+        **_norm("ln_final", text, "norm"),
         "text_projection": pair.text_projection["weight"].T,
         "logit_scale": pair.log_scale.reshape(()),
     }
-    return {**state, **norm("visual.ln_pre", image, "pre_norm")} if pair.image.pre_norm else state
+    return {**state, **_norm("visual.ln_pre", image, "pre_norm")} if pair.image.pre_norm else state
 
 
 def _tower_config(tower: NativeTowerConfig) -> Json:
@@ -93,6 +94,10 @@ def _tower_config(tower: NativeTowerConfig) -> Json:
         config["act_kwargs"] = {"approximate": "tanh"}
     config["norm_kwargs"] = {"eps": tower.norm_eps}
     return config
+
+
+def _norm(theirs: str, state: Mapping[str, Tensor], ours: str) -> State:
+    return {f"{theirs}.{part}": state[f"{ours}.{part}"] for part in ("weight", "bias")}
 
 
 def _blocks(prefix: str, state: Mapping[str, Tensor], depth: int) -> State:

@@ -1,6 +1,6 @@
 """A fixed input and what the trained model answers to it: the reference every published layout is held against.
 
-Enter: a loaded model. Leave: `probe.safetensors` with each tower's inputs ("image", "text", "text.mask") and embeddings
+Enter: a loaded model. Leave: `probe.safetensors` with each input ("image", "text", "text.mask") and embeddings
 ("embedding.image", ...), fp32. The inputs depend on the towers' shapes alone.
 """
 
@@ -20,6 +20,8 @@ from mmpretrain.models.towers.native import NativeTowerConfig
 FILE = "probe.safetensors"
 ROWS = 4
 SEED = 20210226
+_SAMPLES = {"uint8": torch.uint8, "int16": torch.int16}
+"""Pixels and sound, of which any value can be met."""
 
 
 def write_probe(model: MultimodalTransformer, folder: Path) -> None:
@@ -46,14 +48,16 @@ def embed(model: MultimodalTransformer, modality: str, inputs: TensorDict) -> Te
 
 
 def probe_inputs(config: ModelConfig, vocabulary: dict[str, int | None]) -> TensorDict:
-    """Noise of the towers' shapes: bytes for pixels, ids with an end token and padding for text."""
+    """Noise of the inputs' shapes: whole numbers for pixels and sound, ids with an end token and padding for text."""
     generator = torch.Generator().manual_seed(SEED)
     inputs: TensorDict = {}
     for modality, spec in sorted(config.inputs.items()):
-        if spec.dtype == "uint8":
-            inputs[modality] = torch.randint(0, 256, (ROWS, *spec.shape), dtype=torch.uint8, generator=generator)
-        elif spec.dtype == "int64":
+        if spec.dtype == "int64":
             inputs |= _texts(modality, spec, vocabulary[modality], _eos_id(config, modality), generator)
+        elif spec.dtype in _SAMPLES:
+            dtype, size = _SAMPLES[spec.dtype], (ROWS, *spec.shape)
+            low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+            inputs[modality] = torch.randint(low, high + 1, size, dtype=dtype, generator=generator)
         else:
             inputs[modality] = torch.randn(ROWS, *spec.shape, generator=generator)
     return inputs
@@ -73,7 +77,7 @@ def _texts(
 
 
 def _eos_id(config: ModelConfig, modality: str) -> int | None:
-    tower = config.towers[modality]
+    tower = config.towers[config.readers[modality]]
     if isinstance(tower, NativeTowerConfig) and isinstance(tower.stem, EmbeddingsStemConfig):
         return tower.stem.eos_id
     return None

@@ -1,17 +1,16 @@
 """A native pair as transformers' `SiglipModel`.
 
 Enter: a dual encoder. Leave: its config and state dict, or the reasons why the layout cannot hold it.
-The layout (Zhai et al. 2023, arXiv 2303.15343): patches with bias, an attention pool whose output is the embedding,
-bidirectional text that attends to its padding and is read at its last position, a text head with bias.
+The layout itself, which starting from published weights reads too, stands in `models/layouts/siglip.py`.
 """
 
-import torch
-from transformers import SiglipConfig
+from transformers import SiglipConfig, SiglipModel
 
 from mmpretrain.models.config import ModelConfig
-from mmpretrain.publishing.clip import tower_config
-from mmpretrain.publishing.dual_encoder import DualEncoder, State, differences, towers_of
-from mmpretrain.publishing.transformers_blocks import encoder_layers, norm, patch_convolution, under
+from mmpretrain.models.layouts.siglip import LOGITS, siglip_table
+from mmpretrain.models.layouts.tables import State, to_theirs
+from mmpretrain.publishing.clip import shapes_of, tower_config
+from mmpretrain.publishing.dual_encoder import DualEncoder, differences, towers_of
 
 
 def siglip_obstacles(config: ModelConfig) -> list[str]:
@@ -61,44 +60,5 @@ def siglip_config(pair: DualEncoder) -> SiglipConfig:
 
 def siglip_state(pair: DualEncoder) -> State:
     """The weights under SiglipModel's names."""
-    image, text = pair.image_state, pair.text_state
-    vision: State = {
-        "embeddings.patch_embedding.weight": patch_convolution(
-            image["stem.project.weight"], pair.image_stem.patch_size
-        ),
-        "embeddings.patch_embedding.bias": image["stem.project.bias"],
-        "embeddings.position_embedding.weight": image["stem.positions.weight"],
-        **encoder_layers(image, pair.image.depth),
-        **norm("post_layernorm", image, "norm"),
-        **_attention_pool(pair),
-    }
-    words: State = {
-        "embeddings.token_embedding.weight": text["stem.words.weight"],
-        "embeddings.position_embedding.weight": text["stem.positions.weight"],
-        **encoder_layers(text, pair.text.depth),
-        **norm("final_layer_norm", text, "norm"),
-        "head.weight": pair.text_projection["weight"],
-        "head.bias": pair.text_projection["bias"],
-    }
-    return {
-        **under("vision_model.", vision),
-        **under("text_model.", words),
-        "logit_scale": pair.log_scale.reshape(1),
-        "logit_bias": pair.bias.reshape(1),
-    }
-
-
-def _attention_pool(pair: DualEncoder) -> State:
-    """`head.*`: the query and key-value projections are one matrix there."""
-    image = pair.image_state
-    state: State = {
-        "head.probe": image["pool.probe.weight"].view(1, 1, -1),
-        **norm("head.layernorm", image, "pool.norm"),
-    }
-    for part in ("weight", "bias"):
-        joined = [image[f"pool.attention.query.{part}"], image[f"pool.attention.key_value.{part}"]]
-        state[f"head.attention.in_proj_{part}"] = torch.cat(joined)
-        state[f"head.attention.out_proj.{part}"] = image[f"pool.attention.out_proj.{part}"]
-        state[f"head.mlp.fc1.{part}"] = image[f"pool.mlp.fc1.{part}"]
-        state[f"head.mlp.fc2.{part}"] = image[f"pool.mlp.fc2.{part}"]
-    return state
+    table = [*siglip_table(pair.image.depth, pair.text.depth), *LOGITS]
+    return to_theirs(table, pair.state, shapes_of(SiglipModel, siglip_config(pair)))

@@ -1,30 +1,11 @@
 """Short programs that use a published model; they stand in the folder and in the card, and are run before publishing.
 
-Enter: which layouts were written. Leave: file name -> source text.
+Enter: which layouts were written, what the towers read. Leave: file name -> source text.
 """
 
-OWN = '''"""Compare an image with texts, by mmpretrain's own model."""
+from collections.abc import Mapping
 
-from pathlib import Path
-
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-import mmpretrain.models.multimodal  # makes the architecture known to AutoModel
-
-folder = Path(__file__).parent
-model = AutoModel.from_pretrained(folder).eval()
-image = Image.new("RGB", (320, 240), "red")  # your photo
-texts = ["a red square", "a blue circle"]
-
-pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
-tokens = AutoTokenizer.from_pretrained(folder)(texts, padding="max_length", truncation=True, return_tensors="pt")
-with torch.no_grad():
-    image_vector = model.embed("image", pixels)
-    text_vectors = model.embed("text", tokens["input_ids"], tokens["attention_mask"].bool())
-print(image_vector @ text_vectors.T)  # cosines
-'''
+from mmpretrain.core.types import FieldSpec
 
 LOAD_ONLY = '''"""Load mmpretrain's own model."""
 
@@ -76,10 +57,49 @@ with torch.no_grad():
 '''
 
 
-def usage_examples(layouts: list[str], has_tokenizer: bool, towers: set[str]) -> dict[str, str]:
-    """The examples that fit the folder."""
-    if not (has_tokenizer and {"image", "text"} <= towers):
+OWN = '''"""Embed and compare, by mmpretrain's own model and processor."""
+
+from pathlib import Path
+
+{imports}from mmpretrain.inference import load
+
+model = load(Path(__file__).parent)
+vectors = model.embed(
+{inputs})
+print(model.similarity({shown}))  # cosines
+'''
+
+TEXTS = '["a red square", "a blue circle"],'
+PICTURE = 'Image.new("RGB", (320, 240), "red"),  # or paths, bytes, pixels'
+SOUND = "(np.zeros({rate}, np.int16), {rate}),  # or paths, bytes"
+CLIP = "(np.zeros((16, 64, 64, 3), np.uint8), 8),  # frames and their rate; or paths, bytes"
+
+
+def usage_examples(layouts: list[str], inputs: Mapping[str, FieldSpec], has_processor: bool) -> dict[str, str]:
+    """The examples that fit the folder; `inputs`: what each tower reads."""
+    if not has_processor:
         return {"usage.py": LOAD_ONLY}
     sources = {"clip": TRANSFORMERS, "siglip": TRANSFORMERS, "open_clip": OPEN_CLIP}
     others = {f"usage_{layout}.py": sources[layout].replace("{layout}", layout) for layout in layouts}
-    return {"usage.py": OWN, **others}
+    return {"usage.py": _own(inputs), **others}
+
+
+def _own(inputs: Mapping[str, FieldSpec]) -> str:
+    given = [f"    {modality}={_stand_in(spec)}\n" for modality, spec in inputs.items()]
+    libraries = {"np.": "import numpy as np", "Image.": "from PIL import Image"}
+    needed = [line for use, line in libraries.items() if use in "".join(given)]
+    first, second = (*inputs, *inputs)[:2]
+    return (
+        OWN.replace("{imports}", "".join(f"{line}\n" for line in needed) + ("\n" if needed else ""))
+        .replace("{inputs}", "".join(given))
+        .replace("{shown}", f'vectors["{first}"], vectors["{second}"]')
+    )
+
+
+def _stand_in(spec: FieldSpec) -> str:
+    """An input that can be written in a line, for what a tower reads."""
+    if spec.rate is not None:
+        return SOUND.replace("{rate}", str(spec.rate))
+    if spec.dtype == "int64":
+        return TEXTS
+    return CLIP if len(spec.shape) == 4 else PICTURE

@@ -1,4 +1,4 @@
-"""What every tracker is: a config with `build(run)`, and four calls that the main rank makes.
+"""What every tracker is: a config with `build(run)`, and six calls that the main rank makes.
 
 Enter: the facts of a run and its step reports. Leave: rows, lines, points, wherever a tracker puts them.
 Only rank 0 builds trackers, so nothing here may communicate.
@@ -54,6 +54,12 @@ class Tracker(Protocol):
 
     def note(self, message: str) -> None:
         """An event in one line: a checkpoint, a preemption."""
+
+    def saved(self, step: int, path: Path) -> None:
+        """A checkpoint was written."""
+
+    def alert(self, title: str, text: str) -> None:
+        """What a person should know now: a loss spike, a slow rank."""
 
     def close(self, outcome: Outcome) -> None:
         """The attempt is over; nothing follows."""

@@ -61,6 +61,12 @@ class ConsoleTracker:
     def note(self, message: str) -> None:
         self._print(message)
 
+    def saved(self, step: int, path: Path) -> None:
+        self._print(f"checkpoint {path.name}")
+
+    def alert(self, title: str, text: str) -> None:
+        self._print(f"{title}: {text}", "bold yellow")
+
     def close(self, outcome: Outcome) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -50,6 +50,12 @@ class Trackers:
     def note(self, message: str) -> None:
         self._each(lambda tracker: tracker.note(message))
 
+    def saved(self, step: int, path: Path) -> None:
+        self._each(lambda tracker: tracker.saved(step, path))
+
+    def alert(self, title: str, text: str) -> None:
+        self._each(lambda tracker: tracker.alert(title, text))
+
     def close(self, outcome: Outcome) -> None:
         self._each(lambda tracker: tracker.close(outcome))
         self._members.clear()

@@ -53,6 +53,12 @@ class JsonlTracker:
     def note(self, message: str) -> None:
         """Events are no metrics: the console and the log files hold them."""
 
+    def saved(self, step: int, path: Path) -> None:
+        """The checkpoint folder tells."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Events are no metrics."""
+
     def close(self, outcome: Outcome) -> None:
         os.close(self._file)
 

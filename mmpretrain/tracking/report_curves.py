@@ -11,9 +11,11 @@ from mmpretrain.tracking.figures import objective_losses
 from mmpretrain.tracking.record import Row
 from mmpretrain.tracking.report_charts import Chart, Point, Series
 from mmpretrain.tracking.report_facts import RunStory
+from mmpretrain.tracking.report_tables import WAY, way_label
 
-RECALL = re.compile(r"(?P<task>.+)/(?P<direction>[a-z]2[a-z])_r@(?P<k>\d+)")
-_LETTERS = {"i": "image", "t": "text", "v": "video", "a": "audio"}
+RECALL = re.compile(rf"(?P<task>.+)/(?P<direction>{WAY})_r@(?P<k>\d+)")
+_ACCURACY = re.compile(r"(?P<own>.+_acc)(?:_(?:no|shuffled)(?:_\w+)?)?")
+_CLASSIFIED = re.compile(r"(?P<own>.+/(?:zeroshot|probe_\w+|knn_\w+))_(?:top\d+|mean_class)")
 _SIGNALS = (
     Chart("Learning rate", [Series("lr", ())]),
     Chart("Gradient norm before clipping", [Series("grad_norm", ())], logarithmic=True),
@@ -82,6 +84,7 @@ def speed_charts(story: RunStory) -> list[Chart]:
 def other_charts(story: RunStory) -> list[Chart]:
     """Every further figure of the steps."""
     shown = {"train/loss", "train/skipped_steps", "perf/samples_per_s", "perf/data_pct", "perf/data_s"}
+    shown |= {"rank/slowest", "rank/busy_s_min", "rank/busy_s_med", "rank/busy_s_max"}
     shown |= {"embed/pos_sim", "embed/neg_sim", "mem/max_active_gib", "mem/max_reserved_gib", "mem/host_rss_gib"}
     shown |= {f"train/{one.name}" for chart in _SIGNALS for one in chart.series}
     names = dict.fromkeys(name for row in story.steps for name in row.metrics)
@@ -103,20 +106,15 @@ def chance_name(name: str) -> str:
     """The figure that tells what guessing scores, for those that have one; a name of chance is its own."""
     if "chance" in name or name.endswith("_acc_guess"):
         return name
-    if name.endswith(("_acc", "_acc_shuffled")):
-        return name.removesuffix("_shuffled") + "_guess"
-    if "zeroshot_top" in name:
-        return name[: name.index("zeroshot_top")] + "zeroshot_chance"
+    if match := _ACCURACY.fullmatch(name):
+        return f"{match['own']}_guess"
+    if match := _CLASSIFIED.fullmatch(name):
+        return f"{match['own']}_chance"
     return name.replace("_r@", "_chance_r@") if RECALL.fullmatch(name) else ""
-
-
-def direction(way: str) -> str:
-    """ "i2t" in words."""
-    return " → ".join(_LETTERS.get(letter, letter) for letter in way.split("2"))
 
 
 def _recall_chart(rows: Sequence[Row], task: str, way: str, ks: Sequence[int]) -> Chart:
     series = [Series(f"R@{k}", curve(rows, f"{task}/{way}_r@{k}"), "dots") for k in ks]
     chance = Series("chance R@1", curve(rows, f"{task}/{way}_chance_r@1"), "dashed")
     prefix = "" if task == "val" else f"{task}: "
-    return Chart(f"{prefix}{direction(way)}", [*series, chance], limits=(0.0, 1.0))
+    return Chart(f"{prefix}{way_label(way)}", [*series, chance], limits=(0.0, 1.0))

@@ -13,8 +13,9 @@ from pathlib import Path
 from mmpretrain.tracking.figures import duration, significant
 from mmpretrain.tracking.record import Row
 from mmpretrain.tracking.report_charts import Chart, Timeline, draw, sparkline
-from mmpretrain.tracking.report_curves import RECALL, chance_name, curve, direction, evaluation_names
+from mmpretrain.tracking.report_curves import RECALL, chance_name, curve, evaluation_names
 from mmpretrain.tracking.report_facts import Attempt, Retrieved, RunStory
+from mmpretrain.tracking.report_tables import Table, tables_of, way_label
 
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _FINAL_ROWS = 20
@@ -72,7 +73,7 @@ def tiles(story: RunStory) -> str:
             points = curve(story.evaluations, name)
             best = max(value for _, value in points)
             cards.append(
-                _tile(direction(match["direction"]).capitalize(), f"{points[-1][1]:.1%}", f"R@1, best {best:.1%}")
+                _tile(way_label(match["direction"]).capitalize(), f"{points[-1][1]:.1%}", f"R@1, best {best:.1%}")
             )
     rates, waits = _finite(steps, "perf/samples_per_s"), _finite(steps, "perf/data_s")
     spent = sum(_finite(steps, "perf/step_s"))
@@ -99,11 +100,37 @@ def charts(title: str, drawn: Sequence[Chart], timeline: Timeline, aside: str = 
     return f"<h2>{escape(title)}{small}</h2>{wide}{grid}"
 
 
-def evaluation_table(story: RunStory, timeline: Timeline) -> str:
-    """Every figure of the last evaluation, beside its best, what guessing scores and its way there."""
+def evaluation_tables(story: RunStory, timeline: Timeline) -> str:
+    """The last evaluation: figures side by side by what they measure, then folded every one of them."""
     if not story.evaluations:
         return ""
     last = story.evaluations[-1]
+    tables = "".join(_table(table) for table in tables_of(last.metrics))
+    return (
+        f"<h2>Last evaluation<small>after step {last.step:,}</small></h2>"
+        f'<div class="tables">{tables}</div>{_every_figure(story, last, timeline)}'
+    )
+
+
+def _table(table: Table) -> str:
+    columns = table.columns
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    rows = "".join(
+        f"<tr><td>{escape(row)}</td>{''.join(f'<td>{_cell(values.get(column))}</td>' for column in columns)}</tr>"
+        for row, values in table.rows.items()
+    )
+    return (
+        f'<div class="card scroll"><table><thead><tr><th>{escape(table.title)}</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else significant(value)
+
+
+def _every_figure(story: RunStory, last: Row, timeline: Timeline) -> str:
+    """Each figure beside its best, what guessing scores and its way there."""
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td><b>{significant(last.metrics[name])}</b></td>{_best(story, name)}"
         f"<td>{_chance(last, name)}</td><td>{sparkline(curve(story.evaluations, name), timeline)}</td></tr>"
@@ -111,16 +138,16 @@ def evaluation_table(story: RunStory, timeline: Timeline) -> str:
         if name in last.metrics
     )
     return (
-        f"<h2>Last evaluation<small>after step {last.step:,}</small></h2>"
-        '<div class="card scroll"><table><thead><tr><th>Figure</th><th>Last</th><th>Best</th><th>Chance</th>'
-        f"<th>Over the run</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        '<details class="card"><summary>Every figure, with its best, chance and its way over the run</summary>'
+        '<div class="scroll"><table><thead><tr><th>Figure</th><th>Last</th><th>Best</th><th>Chance</th>'
+        f"<th>Over the run</th></tr></thead><tbody>{rows}</tbody></table></div></details>"
     )
 
 
 def _best(story: RunStory, name: str) -> str:
     """The best value and its step, for figures whose good end is known."""
     points = curve(story.evaluations, name)
-    if name.endswith(("_mean_rank", "_median_rank")):
+    if name.endswith(("_mean_rank", "_median_rank")) or "/loss_" in name:
         step, value = min(points, key=lambda point: point[1])
     elif chance_name(name):
         step, value = max(points, key=lambda point: point[1])

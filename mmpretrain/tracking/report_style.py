@@ -78,6 +78,8 @@ path.c3 { color: var(--c3); } path.c4 { color: var(--c4); } path.c5 { color: var
   border: 1px solid var(--hair); border-radius: 6px; box-shadow: 0 2px 10px #0002; pointer-events: none; z-index: 1;
   white-space: pre; }
 .scroll { overflow-x: auto; }
+.tables { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 12px; }
+.tables .card { flex: 1 1 auto; max-width: 100%; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: right; padding: 7px 14px; border-top: 1px solid var(--hair); white-space: nowrap; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; font-size: 13px; }
@@ -106,11 +108,14 @@ footer { margin-top: 48px; color: var(--soft); font-size: 13px; }
   .tile b { font-size: 21px; }  .tiles { grid-template-columns: repeat(2, 1fr); gap: 8px; } th, td { padding: 7px 9px; }
   .chart { padding: 10px 12px 26px; }
   .wide .plot { height: 190px; } .state { margin-left: 8px; } }
+.cut-off main { opacity: .5; }
+.cut-off main::before { content: "The server does not answer; this is what it last said."; color: var(--bad); }
+a { color: var(--c0); } td .state { margin-left: 0; vertical-align: baseline; }
 @media print { .chart, .card, .tile { break-inside: avoid; } }
 """
 
 SCRIPT = """
-for (const plot of document.querySelectorAll(".plot")) {
+function wire() { for (const plot of document.querySelectorAll(".plot")) {
   const data = JSON.parse(plot.dataset.plot), cursor = document.createElement("span");
   const readout = document.createElement("span");
   cursor.className = "cursor"; readout.className = "readout";
@@ -129,5 +134,23 @@ for (const plot of document.querySelectorAll(".plot")) {
     plot.append(cursor, readout);
   });
   plot.addEventListener("pointerleave", () => { cursor.remove(); readout.remove(); });
-}
+} }
+wire();
 """
+
+LIVE_SCRIPT = """
+let seen = "";
+setInterval(async () => {
+  const answer = await fetch(location.href).catch(() => null);
+  document.body.classList.toggle("cut-off", !answer);
+  if (!answer || !answer.ok || document.querySelector(".cursor")) return;
+  const text = await answer.text();
+  if (text === seen) return;
+  seen = text;
+  const open = [...document.querySelectorAll("details")].map(one => one.open);
+  document.querySelector("main").replaceWith(new DOMParser().parseFromString(text, "text/html").querySelector("main"));
+  document.querySelectorAll("details").forEach((one, i) => { one.open = open[i]; });
+  wire();
+}, 5000);
+"""
+"""Takes in what has changed, and leaves the page's place, its open parts and a chart that is being read alone."""

@@ -58,6 +58,12 @@ class TensorBoardTracker:
     def note(self, message: str) -> None:
         """Events are for the console."""
 
+    def saved(self, step: int, path: Path) -> None:
+        """Checkpoints are for the console."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Events are for the console."""
+
     def close(self, outcome: Outcome) -> None:
         self._writer.close()
 

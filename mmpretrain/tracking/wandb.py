@@ -1,8 +1,8 @@
 """Weights & Biases, as a view that can neither stop nor slow a run.
 
 Enter: reports and evaluations. Leave: one W&B run per run folder, online where a key and a server are at hand, else
-recorded in the folder's `wandb/` to be uploaded by `wandb sync`. All calls after the start run on a thread of their own
-with a bounded queue, so a server that hangs costs rows there and no training time here.
+recorded in the folder's `wandb/`, which `mmpretrain wandb sync` uploads. All calls after the start run on a thread of
+their own with a bounded queue, so a server that hangs costs rows there and no training time here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-import queue
 import secrets
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from mmpretrain.core.types import StepReport
+from mmpretrain.tracking.background import Worker, one_line
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
 STEP = "train/step"
-QUEUE_LENGTH = 1000
-"""Calls that may wait for W&B; more are dropped, since metrics.jsonl has them."""
-
 Mode = Literal["online", "offline", "disabled"]
 
 
@@ -70,7 +66,7 @@ class WandbConfig(TrackerConfig):
             try:
                 return self._init(run, mode)
             except (wandb.Error, OSError) as fault:
-                logger.warning("W&B cannot be used (%s); %s", _first_line(fault), _offline_hint(run))
+                logger.warning("W&B cannot be used (%s); %s", first_line(fault), _offline_hint(run))
                 # The half-begun run holds its id until W&B's helper process is gone.
                 wandb.teardown()
         elif mode == "offline" and self.mode == "auto" and not has_credentials():
@@ -88,36 +84,60 @@ class WandbConfig(TrackerConfig):
         return "online" if has_credentials() else "offline"
 
     def _init(self, run: RunFacts, mode: Mode) -> wandb.Run:
-        import wandb
+        config = {**run.config, "attempt": run.attempt}
+        return open_run(self, run.run_dir, run.name, run.experiment, config, mode, continues=mode == "online")
 
-        started = wandb.init(
-            mode=mode,
-            project=self.project,
-            entity=self.entity,
-            group=self.group or run.experiment,
-            job_type=self.job_type,
-            tags=self.tags,
-            name=run.name,
-            id=run_id(run.run_dir),
-            resume="allow" if mode == "online" else None,
-            reinit="create_new",
-            dir=run.run_dir,
-            config={**run.config, "attempt": run.attempt},
-            settings=wandb.Settings(
-                init_timeout=self.init_timeout_s,
-                finish_timeout=self.finish_timeout_s,
-                console="off",
-                silent=mode != "online",
-                quiet=True,
-                save_code=False,
-                disable_code=True,
-                # The stop button in the web page ends the run with a checkpoint, never by an interrupt.
-                stop_fn=lambda: _ask_to_stop(run.run_dir),
-            ),
-        )
-        started.define_metric(STEP, hidden=True)
-        started.define_metric("*", step_metric=STEP)
-        return started
+
+def open_run(
+    settings: WandbConfig,
+    run_dir: Path,
+    name: str,
+    experiment: str,
+    config: Mapping[str, object],
+    mode: Mode,
+    continues: bool = False,
+) -> wandb.Run:
+    """The W&B run of a run folder, under the folder's id; one that does not continue replaces what has that id."""
+    import wandb
+
+    started = wandb.init(
+        mode=mode,
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or experiment,
+        job_type=settings.job_type,
+        tags=settings.tags,
+        name=name,
+        id=run_id(run_dir),
+        resume="allow" if continues else None,
+        reinit="create_new",
+        dir=run_dir,
+        config=dict(config),
+        settings=wandb.Settings(
+            init_timeout=settings.init_timeout_s,
+            finish_timeout=settings.finish_timeout_s,
+            console="off",
+            silent=mode != "online",
+            quiet=True,
+            save_code=False,
+            disable_code=True,
+            # The stop button in the web page ends the run with a checkpoint, never by an interrupt.
+            stop_fn=lambda: _ask_to_stop(run_dir),
+        ),
+    )
+    started.define_metric(STEP, hidden=True)
+    started.define_metric("*", step_metric=STEP)
+    return started
+
+
+def wandb_row(step: int, samples: int, metrics: Mapping[str, float]) -> dict[str, object]:
+    """What W&B is told of a step or an evaluation."""
+    return {STEP: step, "train/samples": samples, **metrics}
+
+
+def best_metrics(names: Iterable[str]) -> list[str]:
+    """The metrics of which W&B's summary keeps the largest value."""
+    return sorted(name for name in names if name.endswith("_r@1"))
 
 
 class WandbTracker:
@@ -128,11 +148,11 @@ class WandbTracker:
         self._wandb_run = started
         self._finish_timeout_s = finish_timeout_s
         self._best: set[str] = set()
-        self._worker = Worker("W&B")
+        self._worker = Worker("W&B", secret=os.environ.get("WANDB_API_KEY", ""))
 
     def log(self, report: StepReport) -> None:
         if self.run.is_due(report.step) or report.skipped:
-            row = {STEP: report.step, "train/samples": report.samples, **report.metrics}
+            row = wandb_row(report.step, report.samples, report.metrics)
             self._worker.submit(lambda: self._wandb_run.log(row))
 
     def log_evaluation(
@@ -141,13 +161,24 @@ class WandbTracker:
         import wandb
 
         pictures = {name: wandb.Image(str(path)) for name, path in (images or {}).items()}
-        row = {STEP: step, "train/samples": samples, **metrics, **pictures}
-        best = [name for name in metrics if name.endswith("_r@1") and name not in self._best]
+        row = {**wandb_row(step, samples, metrics), **pictures}
+        best = [name for name in best_metrics(metrics) if name not in self._best]
         self._best.update(best)
         self._worker.submit(lambda: self._log_evaluation(row, best))
 
     def note(self, message: str) -> None:
         """Events are for the console."""
+
+    def saved(self, step: int, path: Path) -> None:
+        """A reference to where it lies; nothing of it is uploaded."""
+        import wandb
+
+        artifact = wandb.Artifact(f"checkpoints-{run_id(self.run.run_dir)}", "checkpoint", metadata={"step": step})
+        artifact.add_reference(path.resolve().as_uri(), name=path.name, checksum=False)
+        self._worker.submit(lambda: self._log_artifact(artifact, path.name))
+
+    def alert(self, title: str, text: str) -> None:
+        self._worker.submit(lambda: self._wandb_run.alert(title=title, text=text))
 
     def close(self, outcome: Outcome) -> None:
         self._worker.submit(lambda: self._finish(outcome))
@@ -160,52 +191,13 @@ class WandbTracker:
             self._wandb_run.define_metric(name, step_metric=STEP, summary="max")
         self._wandb_run.log(row)
 
+    def _log_artifact(self, artifact: wandb.Artifact, alias: str) -> None:
+        self._wandb_run.log_artifact(artifact, aliases=["latest", alias])
+
     def _finish(self, outcome: Outcome) -> None:
         if outcome == "preempted":
             self._wandb_run.mark_preempting()
         self._wandb_run.finish(exit_code=0 if outcome == "completed" else 1)
-
-
-class Worker:
-    """Runs calls in order on one thread; after the first that fails it warns once and drops the rest."""
-
-    def __init__(self, name: str, length: int = QUEUE_LENGTH) -> None:
-        self.name = name
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(length)
-        self._warned = threading.Event()
-        self._failed = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Run a call soon; returns at once, and drops the call where too many wait."""
-        try:
-            self._calls.put_nowait(call)
-        except queue.Full:
-            self._warn(f"is {self._calls.maxsize} calls behind; rows are missing there, metrics.jsonl has all")
-
-    def close(self, timeout_s: float) -> bool:
-        """Wait for the calls so far; whether all ended, and in time."""
-        try:
-            self._calls.put(None, timeout=timeout_s)
-        except queue.Full:
-            return False
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive() and not self._failed
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                if not self._failed:
-                    call()
-            except Exception as fault:  # noqa: BLE001 - whatever a library raises must not reach the run
-                self._failed = True
-                self._warn(f"failed and is dropped; the run goes on: {type(fault).__name__}: {_first_line(fault)}")
-
-    def _warn(self, message: str) -> None:
-        if not self._warned.is_set():
-            self._warned.set()
-            logger.warning("%s %s", self.name, message)
 
 
 def run_id(run_dir: Path) -> str:
@@ -249,11 +241,9 @@ def _end_helper() -> None:
         wandb.teardown()
 
 
-def _first_line(fault: BaseException) -> str:
+def first_line(fault: BaseException) -> str:
     """What went wrong, in one line that never shows the key."""
-    line = str(fault).strip().partition("\n")[0]
-    key = os.environ.get("WANDB_API_KEY")
-    return line.replace(key, "<key>") if key else line
+    return one_line(fault, os.environ.get("WANDB_API_KEY", ""))
 
 
 def _offline_hint(run: RunFacts) -> str:
@@ -261,4 +251,4 @@ def _offline_hint(run: RunFacts) -> str:
 
 
 def _sync_hint(run_dir: Path) -> str:
-    return f"`wandb sync {run_dir}/wandb/offline-run-*` uploads it later"
+    return f"`mmpretrain wandb sync {run_dir}` uploads it later, as one run"

@@ -7,23 +7,26 @@ or checkpoint is refused here, before the first step.
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from data_pipeline.ledger import Ledger
-from data_pipeline.loader import build_loader
+from data_pipeline.loader import Loader, build_loader
 from mmpretrain.config import RunConfig
 from mmpretrain.core.config import dump_yaml
-from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.errors import CheckpointError, DivergenceError
 from mmpretrain.core.logging import configure_logging
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import key_of
+from mmpretrain.core.types import StepReport
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.parent import Parent
+from mmpretrain.models.trained_parts import prepare
 from mmpretrain.tracking.base import RunFacts
 from mmpretrain.tracking.fanout import Trackers, build_trackers
 from mmpretrain.training import checkpoint
@@ -34,59 +37,84 @@ from mmpretrain.training.hooks import (
     Every,
     Heartbeat,
     Hook,
+    Profile,
     Requested,
     StopOnDivergence,
     TraceSamples,
     Verdict,
+    WarnBelow,
     WriteSkippedSteps,
 )
 from mmpretrain.training.loop import Parts
 from mmpretrain.training.manifest import Position, retain
 from mmpretrain.training.parts import build_codecs, source_facts
-from mmpretrain.training.ranks import device_name, on_main
+from mmpretrain.training.ranks import device_name, first_on_main, on_main
 from mmpretrain.training.reporting import Reporter
-from mmpretrain.training.requests import Requests
+from mmpretrain.training.requests import Requests, answer_stack_requests
 from mmpretrain.training.run_folder import RunFolder, State
 from mmpretrain.training.schedule import learning_rate
+from mmpretrain.training.sources import check_sources
+from mmpretrain.training.spikes import (
+    PassedOver,
+    RollBack,
+    WatchForSpikes,
+    meter_at,
+    read_rollbacks,
+    write_rollback,
+)
 from mmpretrain.training.text import prepare_tokenizer
+from mmpretrain.training.warm_start import find_parent, start_from
 
 log = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
+COLLAPSED = 0.1
+"""Standard deviation of a teacher's targets below which data2vec's own code stops (arXiv 2202.03555)."""
 
 
 @dataclass(frozen=True)
 class Run:
     """A run that is ready to train."""
 
-    parts: Parts
-    folder: RunFolder
+    config: RunConfig
+    engine: Engine
+    loader: Loader
+    reporter: Reporter
+    ledger: Ledger
     trackers: Trackers
+    save: Callable[[int], None]
+    evaluate: Callable[[StepReport], None]
+    folder: RunFolder
     world: World
+    start: int
+    """Steps done when this attempt began."""
 
     @property
     def step(self) -> int:
         """Steps done so far."""
-        return max(self.parts.start_step, self.parts.reporter.step)
+        return max(self.start, self.reporter.step)
 
-    def close(self, state: State, message: str) -> None:
+    def close(self, state: State, message: str, reason: str = "") -> None:
         """Record how the attempt ended."""
         self.trackers.close(state)
         if self.world.is_main:
-            self.folder.write_outcome(state, self.step, message)
+            self.folder.write_outcome(state, self.step, message, reason)
 
 
 def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder, requests: Requests) -> Run:
     """Join everything; communicates."""
     check_precision(config, device)
     plan = BatchPlan(config.global_batch_size, config.micro_batch_size, world)
-    attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device)))
+    attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device), config.steps))
+    answer_stack_requests(folder.path, world.rank)
+    folder.write_rank(world.rank)
     configure_logging(world, folder.path)
     _make_deterministic(config)
-    tokenizer, facts = prepare_tokenizer(config, folder)
+    parent = find_parent(config, folder)
+    tokenizer, facts = prepare_tokenizer(config, folder, parent)
     model_config = resolve(config.model, facts)
     codecs = build_codecs(config, model_config, tokenizer)
-    loader = _first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
-    engine = _build_engine(config, model_config, world, device)
+    loader = first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
+    check_sources(config, loader)
+    engine = _build_engine(config, model_config, world, device, folder, parent)
     start = _restore(config, engine, folder, world, loader.fingerprint)
     if world.is_main:  # a run that was refused has left the record of the one before as it was
         folder.rewind(start)
@@ -95,29 +123,43 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     trackers = _build_trackers(config, folder, attempt, start, world)
     context = evaluation_context(config, engine.model, codecs, world, device, folder.path)
     evaluator = Evaluator(config, context, world, folder, trackers)
-    _first_on_main(evaluator.check)
+    first_on_main(evaluator.check)
     ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
-    weights = {name: objective.weight for name, objective in config.objectives.items()}
-    reporter = Reporter(weights, config.global_batch_size, requests, config.trace_samples, device)
-    parts = Parts(
-        engine=engine,
-        batches=loader.from_step(start),
+    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device)
+    save = _saver(config, engine, folder, world, trackers, loader.fingerprint)
+    return Run(config, engine, loader, reporter, ledger, trackers, save, evaluator.run, folder, world, start)
+
+
+def parts_from(run: Run, step: int) -> Parts:
+    """What the loop needs to go on from a step. Communicates."""
+    config, folder = run.config, run.folder
+    gone_back = on_main(lambda: read_rollbacks(folder.path))
+    run.reporter.spikes = on_main(lambda: meter_at(folder.path, step, config.spikes.window))
+    return Parts(
+        engine=run.engine,
+        batches=run.loader.from_step(step, [one.gap for one in gone_back]),
         learning_rate=partial(learning_rate, config),
-        reporter=reporter,
-        hooks=_hooks(config, folder, world, trackers, ledger),
-        save=_saver(config, engine, folder, world, trackers, loader.fingerprint),
-        evaluate=evaluator.run,
-        start_step=start,
+        reporter=run.reporter,
+        hooks=_hooks(run, len(gone_back)),
+        save=run.save,
+        evaluate=run.evaluate,
+        start_step=step,
         last_step=config.steps,
     )
-    return Run(parts, folder, trackers, world)
 
 
-def _first_on_main(action: Callable[[], ResultT]) -> ResultT:
-    """Run on the main rank, then on the others, which find what it left on disk (shard indexes). Communicates."""
-    mine: list[ResultT] = []
-    on_main(lambda: mine.append(action()))
-    return mine[0] if mine else action()
+def go_back(run: Run, spike: RollBack) -> Parts:
+    """The parts from the newest checkpoint on, without the data since then. Communicates."""
+    position = checkpoint.load(run.engine, run.folder.checkpoints)
+    if position is None:
+        raise DivergenceError(
+            f"{spike}, and there is no checkpoint yet to go back to; lower optimizer.lr or save sooner"
+        )
+    if run.world.is_main:
+        write_rollback(run.folder.path, PassedOver(position.step, spike.step, spike.score))
+        run.folder.rewind(position.step)
+        run.trackers.note(f"back to step {position.step}, past the data of {spike.step - position.step} steps")
+    return parts_from(run, position.step)
 
 
 def order_hash(config: RunConfig, fingerprint: str) -> str:
@@ -131,10 +173,21 @@ def _make_deterministic(config: RunConfig) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def _build_engine(config: RunConfig, model_config: ModelConfig, world: World, device: torch.device) -> Engine:
+def _build_engine(
+    config: RunConfig,
+    model_config: ModelConfig,
+    world: World,
+    device: torch.device,
+    folder: RunFolder,
+    parent: Parent | None,
+) -> Engine:
     """Every rank draws the same initial weights; afterwards each has random streams of its own."""
     torch.manual_seed(key_of(config.seed, "weights") >> 1)
     model = MultimodalTransformer.create(model_config, config.objectives)
+    if parent is not None:
+        start_from(parent, model, folder, world)
+    if config.finetune is not None:
+        prepare(model, config.finetune)
     nn.Module.to(model, device)
     engine = Engine(model, config, device)
     torch.manual_seed(key_of(config.seed, "rank", world.rank) >> 1)
@@ -176,18 +229,26 @@ def _build_trackers(config: RunConfig, folder: RunFolder, attempt: int, start: i
     return build_trackers(config.tracking.trackers, facts)
 
 
-def _hooks(config: RunConfig, folder: RunFolder, world: World, trackers: Trackers, ledger: Ledger) -> list[Hook]:
+def _hooks(run: Run, rollbacks: int) -> list[Hook]:
     """In the order they run: what must be written before anything may stop the run comes first."""
+    config, folder = run.config, run.folder
     shared: list[Hook] = [
-        Do(ledger.add_report),
+        Do(run.ledger.add_report),
         StopOnDivergence(config.max_skipped_steps),
+        WatchForSpikes(config.spikes, rollbacks, run.trackers.alert),
         Every(config.checkpoint.every, config.steps, Verdict.SAVE),
         Every(config.evaluation.every, config.steps, Verdict.EVALUATE),
         Requested(),
     ]
-    if not world.is_main:
+    if not run.world.is_main:
         return shared
-    mine: list[Hook] = [Do(trackers.log), WriteSkippedSteps(folder.path / "skipped.jsonl"), Heartbeat(folder)]
+    mine: list[Hook] = [
+        Do(run.trackers.log),
+        WriteSkippedSteps(folder.path / "skipped.jsonl"),
+        Heartbeat(folder),
+        Profile(folder),
+        WarnBelow("train/target_std", COLLAPSED, "the teacher says the same of every patch; lower the rate"),
+    ]
     if config.trace_samples:
         mine.append(TraceSamples(folder.path / "samples.jsonl"))
     return mine + shared
@@ -199,13 +260,12 @@ def _saver(
     """What writes a checkpoint and applies retention."""
 
     def save(step: int) -> None:
-        if world.is_main:
-            folder.write_heartbeat(step, "save")
         position = Position(step, step * config.global_batch_size, order_hash(config, fingerprint), _wandb_id(folder))
-        path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
+        with folder.phase("save", step) if world.is_main else nullcontext():
+            path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
         if world.is_main:
             retain(folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
-            trackers.note(f"checkpoint {path.name}")
+            trackers.saved(step, path)
 
     return save
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import deepspeed
 import torch
@@ -21,8 +23,11 @@ from mmpretrain.core.collectives import all_reduce_sum, world_size
 from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.trained_parts import learning_rate_shares
+from mmpretrain.training.fragments import move_average
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import AUTOCAST
+from mmpretrain.training.stopwatch import Stopwatch
 
 _REPLACED = {
     "optimizer": "optimizer",
@@ -42,10 +47,16 @@ class StepResult:
     """Objective -> sum of this rank, fp32 []; divide by `counts` after summing over ranks."""
     counts: Mapping[str, Tensor]
     """Objective -> targets in the global batch, fp32 []."""
+    weights: Mapping[str, float]
+    """Objective -> what it weighed in the total loss of this step."""
+    scheduled: tuple[str, ...]
+    """Objectives whose weight changes over the steps."""
     metrics: Mapping[str, Tensor]
     grad_norm: float
     """Global L2 norm before clipping; not finite when the step was skipped."""
     skipped: bool
+    compute_s: float
+    """Seconds this rank encoded its rows before it met the others."""
 
 
 class Engine:
@@ -60,36 +71,56 @@ class Engine:
         accumulation = config.global_batch_size // (config.micro_batch_size * world_size())
         self.backwards_per_step = 1 if model.spans_batch else accumulation
         self.deepspeed = _initialize(model, config, self.backwards_per_step)
+        self._stopwatch = Stopwatch(device)
+        model.when_encoded = self._stopwatch.stop
 
     @property
     def stage(self) -> int:
         return self.config.zero_stage
 
+    @property
+    def steps_done(self) -> int:
+        """Steps since the start of the run, skipped ones and those before a checkpoint counted."""
+        return int(self.deepspeed.global_steps)
+
     def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
         """Train on this rank's micro-batches of one global batch. Communicates."""
+        if self.steps_done == 0:
+            self._after_step()
+        self.model.weigh(self.steps_done)
         micro = [self.to_device(batch.tensors) for batch in batches]
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_share"]
         skipped_before = self.deepspeed.skipped_steps
         outputs = [self._forward_backward(part, scales) for part in self._parts(micro)]
+        skipped = self.deepspeed.skipped_steps > skipped_before
+        if not skipped:
+            self._after_step()
         return StepResult(
             losses={name: _total(outputs, f"sum.{name}") for name in counts},
             counts=counts,
+            weights=self.model.weights,
+            scheduled=self.model.scheduled,
             metrics=_means(outputs, "metric."),
             grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
-            skipped=self.deepspeed.skipped_steps > skipped_before,
+            skipped=skipped,
+            compute_s=self._stopwatch.read(),
         )
 
     def to_device(self, tensors: TensorDict) -> TensorDict:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    def _after_step(self) -> None:
+        self.model.after_step(self.steps_done, partial(move_average, self.stage))
 
     def _parts(self, micro: list[TensorDict]) -> list[list[TensorDict]]:
         """What goes through one engine forward: the whole share of the rank when a loss spans the batch."""
         return [micro] if self.backwards_per_step == 1 else [[one] for one in micro]
 
     def _forward_backward(self, part: list[TensorDict], scales: TensorDict) -> TensorDict:
+        self._stopwatch.start()
         output: TensorDict = self.deepspeed(part, scales)
         loss = output["loss"]
         # A loss that is not finite must reach every rank's gradient, even where its own derivative is finite.
@@ -205,12 +236,15 @@ def _merged(ours: dict[str, object], extra: Mapping[str, object], path: str) -> 
 
 def _initialize(model: MultimodalTransformer, config: RunConfig, backwards_per_step: int) -> deepspeed.DeepSpeedEngine:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that newer PyTorch calls old; a user can do nothing about it.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     # On CPU this op is compiled at start-up, which takes half a minute and a compiler; gloo does without.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), auto_mpi_discovery=False)
+    shares = None if config.finetune is None else learning_rate_shares(model, config.finetune)
     engine, *_ = deepspeed.initialize(
         model=model,
-        optimizer=build_optimizer(model, config.optimizer, config.zero_stage),
+        optimizer=build_optimizer(model, config.optimizer, config.zero_stage, shares),
         config=deepspeed_config(config, backwards_per_step, world_size()),
     )
     if config.zero_stage == 0 and world_size() == 1:

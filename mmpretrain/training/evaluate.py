@@ -6,7 +6,8 @@ Enter: a model, codecs and tasks. Leave: figures by name, the same on every rank
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,10 +16,9 @@ from torch import nn
 from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
-from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.ranks import World
-from mmpretrain.core.seeding import key_of
-from mmpretrain.core.types import Codec, StepReport, TensorDict
+from mmpretrain.core.types import Codec, StepReport
 from mmpretrain.evaluation.base import EvaluationContext, Rows
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.tracking.fanout import Trackers
@@ -28,7 +28,6 @@ from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.trained import TrainedRun, open_trained
 
 log = logging.getLogger(__name__)
-EVALUATION_SEED = 0
 
 
 def evaluation_context(
@@ -47,16 +46,9 @@ def evaluation_context(
         for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples):
             for skip in part.skips:
                 log.warning("evaluation leaves out %s in %s: %s", skip.key, skip.shard, skip.reason)
-            yield Rows(_row_facts(part.keys, codecs) | part.tensors, part.keys, part.members)
+            yield Rows(part.tensors, part.keys, part.members)
 
     return EvaluationContext(model, codecs, rows, device, run_dir)
-
-
-def _row_facts(keys: Sequence[str], modalities: Iterable[str]) -> TensorDict:
-    """What a training batch says of its rows; masking follows from a sample's name, whoever reads it."""
-    draws = [key_of(EVALUATION_SEED, key) >> 1 for key in keys]
-    present = {f"{name}.present": torch.ones(len(keys), dtype=torch.bool) for name in modalities}
-    return present | {"draw": torch.tensor(draws, dtype=torch.int64)}
 
 
 def run_tasks(config: RunConfig, context: EvaluationContext) -> dict[str, float]:
@@ -110,19 +102,23 @@ class Evaluator:
 
     def check(self) -> None:
         """Refuse before the first step the shards and files that a task would refuse after hours of them."""
-        required = {name: codec.extensions for name, codec in self.context.codecs.items()}
-        for task in self.config.evaluation.tasks.values():
+        for name, task in self.config.evaluation.tasks.items():
             task.check_files()
-            if task.shards is not None:
-                open_sources({"evaluation": task.shards}, required)
+            task.check_model(self.context.model)
+            for shards in filter(None, task.shard_sets):
+                (source,) = open_sources({"evaluation": shards}, self.context.codecs)
+                if task.modalities and all(held.isdisjoint(task.modalities) for held in source.together):
+                    raise DataError(
+                        f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards holds "
+                        f"any of these; name other shards, or remove the task"
+                    )
 
     def run(self, report: StepReport) -> None:
         """Communicates."""
         if not self.config.evaluation.tasks:
             return
-        if self.world.is_main:
-            self.folder.write_heartbeat(report.step, "evaluate")
         begin = time.perf_counter()
-        figures = run_tasks(self.config, self.context)
+        with self.folder.phase("evaluate", report.step) if self.world.is_main else nullcontext():
+            figures = run_tasks(self.config, self.context)
         figures["val/seconds"] = time.perf_counter() - begin
         self.trackers.log_evaluation(report.step, report.samples, figures)

@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mmpretrain.core.errors import ConfigError
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEYS = ("master", *MOMENTS)
 
@@ -98,10 +100,42 @@ def refresh(engine: EngineLike, stage: int) -> None:
         for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):  # type: ignore[attr-defined]
             optimizer.fp16_partitioned_groups_flat[index].data.copy_(master.data)  # type: ignore[attr-defined]
             optimizer._unflatten_partitioned_parameters(index)  # type: ignore[attr-defined]
-        persistent = optimizer.persistent_parameters  # type: ignore[attr-defined]
-        if persistent:
-            persistent[0].partition(persistent)
-            persistent[0].all_gather(persistent)
+        _gather_again(optimizer.persistent_parameters)  # type: ignore[attr-defined]
+
+
+@torch.no_grad()
+def move_average(stage: int, average: nn.Module, network: nn.Module, keep: float) -> None:
+    """average = keep * average + (1 - keep) * network, each rank for what it holds; buffers are copied.
+
+    At stage 3 the average must be frozen, so that its partitions lie as the network's. Communicates at stage 3.
+    """
+    own, others = dict(average.named_parameters()), dict(network.named_parameters())
+    if own.keys() != others.keys():
+        first = sorted(own.keys() ^ others.keys())[0]
+        raise ConfigError(
+            f"a moving average follows a network with the same parameters, and only one of them has {first}; remove "
+            "the objective whose teacher follows it, or leave the tower as it was built"
+        )
+    for name, parameter in own.items():
+        mine, theirs = (_held(one, stage) for one in (parameter, others[name]))
+        mine.mul_(keep).add_(theirs, alpha=1 - keep)
+    for (_, mine), (_, theirs) in zip(average.named_buffers(), network.named_buffers(), strict=True):
+        mine.copy_(theirs)
+    if stage == 3:
+        _gather_again([p for p in own.values() if p.ds_persist])  # type: ignore[attr-defined]
+
+
+def _held(parameter: nn.Parameter, stage: int) -> Tensor:
+    """What this rank holds of a parameter."""
+    held: Tensor = parameter.ds_tensor.data if stage == 3 else parameter.data  # type: ignore[attr-defined]
+    return held
+
+
+def _gather_again(persistent: list[nn.Parameter]) -> None:
+    """Fill small parameters, of which every rank keeps a whole copy at stage 3, from their partitions. Communicates."""
+    if persistent:
+        persistent[0].partition(persistent)  # type: ignore[attr-defined]
+        persistent[0].all_gather(persistent)  # type: ignore[attr-defined]
 
 
 Named = list[tuple[str, nn.Parameter]]

@@ -5,11 +5,15 @@ Enter: a StepReport, the same on every rank. Leave: SAVE, EVALUATE, STOP or noth
 
 import json
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 from enum import Flag, auto
 from pathlib import Path
 from typing import Protocol
+
+import torch.profiler
 
 from mmpretrain.core.errors import DivergenceError
 from mmpretrain.core.types import StepReport
@@ -37,9 +41,12 @@ class Requested:
     """Signals and control files."""
 
     def __call__(self, report: StepReport) -> Verdict:
+        if report.stacks_requested:
+            os.kill(os.getpid(), signal.SIGUSR2)
         if report.stop_requested:
             return Verdict.SAVE | Verdict.STOP
-        return Verdict.SAVE if report.save_requested else Verdict.NOTHING
+        asked = Verdict.SAVE if report.save_requested else Verdict.NOTHING
+        return asked | (Verdict.EVALUATE if report.evaluate_requested else Verdict.NOTHING)
 
 
 class Every:
@@ -77,6 +84,22 @@ class StopOnDivergence:
         return Verdict.NOTHING
 
 
+class WarnBelow:
+    """Warns once for each figure that falls below a floor. Main rank only."""
+
+    def __init__(self, prefix: str, floor: float, meaning: str) -> None:
+        """`prefix`: figures whose names begin so; `meaning`: what it means and what to do."""
+        self.prefix, self.floor, self.meaning = prefix, floor, meaning
+        self.warned: set[str] = set()
+
+    def __call__(self, report: StepReport) -> Verdict:
+        for name, value in report.metrics.items():
+            if name.startswith(self.prefix) and value < self.floor and name not in self.warned:
+                self.warned.add(name)
+                log.warning("step %d: %s is %.3g, below %g: %s", report.step, name, value, self.floor, self.meaning)
+        return Verdict.NOTHING
+
+
 class WriteSkippedSteps:
     """`skipped.jsonl`: step and sample keys of every skipped step. Main rank only."""
 
@@ -111,9 +134,37 @@ class Heartbeat:
 
     def __call__(self, report: StepReport) -> Verdict:
         if time.monotonic() - self.written >= 1.0:
-            self.folder.write_heartbeat(report.step, "step")
+            self.folder.beat(report)
             self.written = time.monotonic()
         return Verdict.NOTHING
+
+
+class Profile:
+    """control/profile:N: `profiles/step-XXXXXXXX.json`, a Chrome trace of the next N steps. Main rank only."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.steps_left = 0
+        self.profiler: torch.profiler.profile | None = None
+
+    def __call__(self, report: StepReport) -> Verdict:
+        if self.profiler is not None:
+            self.steps_left -= 1
+            if self.steps_left == 0:
+                self._finish(self.profiler, report.step)
+        elif steps := self.folder.take_numbered_control("profile"):
+            self.steps_left = steps
+            self.profiler = torch.profiler.profile(record_shapes=True)
+            self.profiler.start()
+        return Verdict.NOTHING
+
+    def _finish(self, profiler: torch.profiler.profile, step: int) -> None:
+        profiler.stop()
+        self.profiler = None
+        path = self.folder.path / "profiles" / f"step-{step:08d}.json"
+        path.parent.mkdir(exist_ok=True)
+        profiler.export_chrome_trace(str(path))
+        log.info("wrote the profile %s", path)
 
 
 class Do:

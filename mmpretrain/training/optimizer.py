@@ -3,7 +3,7 @@
 Enter: a model and its optimizer settings. Leave: an optimizer for `deepspeed.initialize`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import overload
 
 import torch
@@ -12,16 +12,22 @@ from torch import Tensor, nn
 from mmpretrain.config import OptimizerConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: matrices decay; biases, norms, scales and other vectors do not (CLIP, sec. 2.5)."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if _matrix_like(p)]
-    vectors = [p for p in trainable if not _matrix_like(p)]
-    groups: list[dict[str, object]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+def parameter_groups(
+    model: nn.Module, weight_decay: float, shares: Mapping[str, float] | None = None
+) -> list[dict[str, object]]:
+    """Split trainable parameters: matrices decay; biases, norms, scales and other vectors do not (CLIP, sec. 2.5).
+
+    `shares` names the parameters that learn at a share of the learning rate; each group says its own as "lr_share".
+    """
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = 1.0 if shares is None else shares.get(name, 1.0)
+            grouped.setdefault((share, _matrix_like(parameter)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "lr_share": share}
+        for (share, decays), parameters in sorted(grouped.items(), key=lambda item: item[0], reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def _matrix_like(parameter: nn.Parameter) -> bool:
@@ -65,9 +71,11 @@ class GuardedAdamW(torch.optim.AdamW):
         return [p for group in self.param_groups for p in group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, zero_stage: int) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, zero_stage: int, shares: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """AdamW, fused where every parameter can be; clipping is the engine's from stage 1 on."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, shares)
     settings = {"lr": config.lr, "betas": config.betas, "eps": config.eps, "fused": True}
     if zero_stage == 0:
         return GuardedAdamW(groups, config.clip_grad_norm, **settings)

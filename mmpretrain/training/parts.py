@@ -20,7 +20,7 @@ def build_codecs(config: RunConfig, model: ModelConfig, tokenizer: str | None) -
     """One codec per tower and label, producing what the tower or the objective reads."""
     labels = {name: spec for objective in config.objectives.values() for name, spec in objective.input_fields.items()}
     inputs = {**model.inputs, **labels}
-    return {name: codec.build(inputs, tokenizer) for name, codec in sorted(config.data.codecs.items())}
+    return {name: codec.codec(inputs, tokenizer) for name, codec in sorted(config.data.codecs.items())}
 
 
 def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:

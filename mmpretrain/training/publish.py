@@ -8,16 +8,18 @@ import subprocess
 from pathlib import Path
 
 from mmpretrain.core.errors import DataError
-from mmpretrain.publishing.facts import PublishFacts, SourceFacts
+from mmpretrain.publishing.facts import ParentFacts, PublishFacts, SourceFacts
 from mmpretrain.publishing.folder import Published, publish_model
 from mmpretrain.tracking.record import Row, read_metrics
+from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.trained import TrainedRun, open_trained
 
 
 def publish_run(run: Path, out: Path, license_id: str, name: str | None = None) -> Published:
     """Write, verify and put in place; one process."""
     trained = open_trained(run)
-    return publish_model(trained.model, out, run_facts(trained, license_id, name or out.name), trained.tokenizer)
+    facts = run_facts(trained, license_id, name or out.name)
+    return publish_model(trained.model, out, facts, trained.tokenizer, trained.config.data.codecs)
 
 
 def run_facts(trained: TrainedRun, license_id: str, name: str) -> PublishFacts:
@@ -30,6 +32,7 @@ def run_facts(trained: TrainedRun, license_id: str, name: str) -> PublishFacts:
         samples_seen=trained.position.samples,
         run_config=trained.config.model_dump(mode="json"),
         sources=_sources(trained.run_dir),
+        parent=_parent(trained.run_dir),
         evaluations=None if evaluated is None else evaluated.metrics,
         evaluated_at_step=None if evaluated is None else evaluated.step,
         hardware=_hardware(trained.run_dir),
@@ -49,6 +52,13 @@ def _last_evaluation(trained: TrainedRun) -> Row | None:
 def _sources(run_dir: Path) -> tuple[SourceFacts, ...]:
     path = run_dir / "data.json"
     return tuple(SourceFacts(**fields) for fields in json.loads(path.read_text())) if path.exists() else ()
+
+
+def _parent(run_dir: Path) -> ParentFacts | None:
+    record = RunFolder(run_dir).read_parent()
+    if record is None:
+        return None
+    return ParentFacts(*(str(record[name]) for name in ("source", "description", "digest")))
 
 
 def _hardware(run_dir: Path) -> str | None:

@@ -72,3 +72,10 @@ def on_main(action: Callable[[], ResultT]) -> ResultT:
     if isinstance(shared, MMPretrainError):
         raise shared
     return cast(ResultT, shared)
+
+
+def first_on_main(action: Callable[[], ResultT]) -> ResultT:
+    """Run on the main rank, then on the others, which find what it left on disk (indexes, downloads). Communicates."""
+    mine: list[ResultT] = []
+    on_main(lambda: mine.append(action()))
+    return mine[0] if mine else action()

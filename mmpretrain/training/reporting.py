@@ -5,6 +5,7 @@ replaced samples and what was asked from outside.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mmpretrain.core.collectives import all_reduce_sum, gather_objects, rank, wo
 from mmpretrain.core.types import Batch, StepReport
 from mmpretrain.training.engine import StepResult
 from mmpretrain.training.requests import Requests
+from mmpretrain.training.spikes import SCORE, SpikeMeter
 
 GIB = 2.0**30
 
@@ -28,6 +30,29 @@ class _Flags:
     skips: float
     stop: float
     save: float
+    evaluate: float
+    stacks: float
+
+
+@dataclass(frozen=True)
+class _RankTimes:
+    """Seconds of each rank, by rank, in one step."""
+
+    waits: Sequence[float]
+    """For data."""
+    computes: Sequence[float]
+    """Encoding, before the ranks meet: after that all take as long as the slowest."""
+
+    def metrics(self, step_s: float) -> dict[str, float]:
+        busy = [wait + compute for wait, compute in zip(self.waits, self.computes, strict=True)]
+        return {
+            "perf/data_s": max(self.waits),
+            "perf/data_pct": 100.0 * min(1.0, max(self.waits) / step_s),
+            "rank/busy_s_min": min(busy),
+            "rank/busy_s_med": statistics.median(busy),
+            "rank/busy_s_max": max(busy),
+            "rank/slowest": float(busy.index(max(busy))),
+        }
 
 
 class Reporter:
@@ -35,17 +60,17 @@ class Reporter:
 
     def __init__(
         self,
-        weights: Mapping[str, float],
         global_batch: int,
         requests: Requests,
         trace_samples: bool,
         device: torch.device,
     ) -> None:
-        self.weights = weights
         self.global_batch = global_batch
         self.requests = requests
         self.trace_samples = trace_samples
         self.device = device
+        self.spikes = SpikeMeter()
+        """What came before the step; whoever goes on from another step sets it."""
         self.step = 0
         """Number of the last step reported; 0 before the first."""
         self._ended = time.perf_counter()
@@ -70,7 +95,7 @@ class Reporter:
 
     def report(self, step: int, lr: float, batches: Sequence[Batch], result: StepResult) -> StepReport:
         """The report of step number `step` (from 1). Communicates."""
-        losses, waits, flags = self._agree(batches, result)
+        losses, times, flags = self._agree(batches, result)
         step_s = time.perf_counter() - self._ended
         self._ended = time.perf_counter()
         self.step = step
@@ -80,41 +105,52 @@ class Reporter:
         return StepReport(
             step=step,
             samples=step * self.global_batch,
-            metrics=self._metrics(losses, waits, lr, step_s, result),
+            metrics=self._metrics(losses, times, lr, step_s, result),
             skipped=result.skipped,
             keys=tuple(key for part in gather_objects(keys) for key in part) if gather_keys else (),
             skips=tuple(skip for part in gather_objects(skips) for skip in part) if flags.skips else (),
             stop_requested=flags.stop > 0,
             save_requested=flags.save > 0,
+            evaluate_requested=flags.evaluate > 0,
+            stacks_requested=flags.stacks > 0,
         )
 
-    def _agree(self, batches: Sequence[Batch], result: StepResult) -> tuple[dict[str, float], list[float], _Flags]:
+    def _agree(self, batches: Sequence[Batch], result: StepResult) -> tuple[dict[str, float], _RankTimes, _Flags]:
         names = sorted(result.losses)
-        local = [float(sum(len(batch.skips) for batch in batches)), self.requests.stop(), self.requests.save()]
-        waits = torch.zeros(world_size(), dtype=torch.float64)
-        waits[rank()] = self._data_s
+        asked = self.requests
+        local = [
+            sum(len(batch.skips) for batch in batches),
+            asked.stop(),
+            asked.save(),
+            asked.evaluate(),
+            asked.stacks(),
+        ]
+        times = torch.zeros(2, world_size(), dtype=torch.float64)
+        times[0, rank()], times[1, rank()] = self._data_s, result.compute_s
         sums = torch.stack([result.losses[name].double() for name in names])
-        numbers = torch.cat([torch.tensor(local, dtype=torch.float64), waits]).to(self.device)
+        numbers = torch.cat([torch.tensor(local, dtype=torch.float64), times.flatten()]).to(self.device)
         packed = all_reduce_sum(torch.cat([sums, numbers])).tolist()
         counts = torch.stack([result.counts[name] for name in names]).clamp(min=1.0).tolist()
         losses = {name: total / count for name, total, count in zip(names, packed, counts, strict=False)}
         rest = packed[len(names) :]
-        return losses, rest[3:], _Flags(*rest[:3])
+        waits, computes = rest[len(local) : -world_size()], rest[-world_size() :]
+        return losses, _RankTimes(waits, computes), _Flags(*rest[: len(local)])
 
     def _metrics(
-        self, losses: Mapping[str, float], waits: Sequence[float], lr: float, step_s: float, result: StepResult
+        self, losses: Mapping[str, float], times: _RankTimes, lr: float, step_s: float, result: StepResult
     ) -> dict[str, float]:
         metrics = {f"train/loss_{name}": value for name, value in losses.items()}
-        metrics["train/loss"] = math.fsum(self.weights[name] * value for name, value in losses.items())
+        metrics["train/loss"] = math.fsum(result.weights[name] * value for name, value in losses.items())
+        metrics |= {f"train/weight_{name}": result.weights[name] for name in result.scheduled}
         metrics["train/lr"] = lr
         metrics["train/grad_norm"] = result.grad_norm
         metrics["train/skipped_steps"] = float(result.skipped)
+        metrics[SCORE] = self.spikes.score(metrics)
         metrics |= {_qualified(name): value for name, value in _floats(result.metrics).items()}
         metrics["perf/step_s"] = step_s
         metrics["perf/samples_per_s"] = self.global_batch / step_s
         metrics["perf/samples_per_s_per_gpu"] = self.global_batch / step_s / world_size()
-        metrics["perf/data_s"] = max(waits)
-        metrics["perf/data_pct"] = 100.0 * min(1.0, max(waits) / step_s)
+        metrics |= times.metrics(step_s)
         metrics["mem/host_rss_gib"] = self._process.memory_info().rss / GIB
         if self.device.type == "cuda":
             metrics["mem/max_active_gib"] = torch.cuda.max_memory_allocated(self.device) / GIB

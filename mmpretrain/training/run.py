@@ -9,11 +9,13 @@ import logging
 
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ClusterError, MMPretrainError, Preempted
-from mmpretrain.training.build import Run, build
+from mmpretrain.core.ranks import world_from_env
+from mmpretrain.training.build import Run, build, go_back, parts_from
 from mmpretrain.training.loop import fit
 from mmpretrain.training.ranks import join, leave
-from mmpretrain.training.requests import Requests
+from mmpretrain.training.requests import Requests, die_with_parent
 from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.spikes import RollBack
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +24,15 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def train(config: RunConfig) -> int:
     """Train, or continue, the run in `config.output`; returns the exit code. Communicates."""
-    world, device = join()
+    die_with_parent()
     folder = RunFolder(config.output)
-    requests = Requests(folder if world.is_main else None)
+    requests = Requests(folder if world_from_env().is_main else None)
     requests.install()
+    world, device = join()
     run: Run | None = None
     try:
         run = build(config, world, device, folder, requests)
-        return _fit(run)
+        return _fit(run, requests)
     except MMPretrainError as error:
         _end_fatally(folder, run, error)
         raise
@@ -53,11 +56,25 @@ def train(config: RunConfig) -> int:
         leave()
 
 
-def _fit(run: Run) -> int:
-    step = fit(run.parts)
-    completed = step >= run.parts.last_step
-    run.close("completed" if completed else "preempted", f"{step} of {run.parts.last_step} steps done")
+def _fit(run: Run, requests: Requests) -> int:
+    step = _fit_past_spikes(run)
+    completed = step >= run.config.steps
+    message = f"{step} of {run.config.steps} steps done"
+    if completed:
+        run.close("completed", message)
+    else:
+        run.close("preempted", message, requests.stop_reason or "a signal to another rank")
     return 0 if completed else Preempted.exit_code
+
+
+def _fit_past_spikes(run: Run) -> int:
+    """Train, and go back as often as the config allows; returns the number of steps done."""
+    parts = parts_from(run, run.start)
+    while True:
+        try:
+            return fit(parts)
+        except RollBack as spike:
+            parts = go_back(run, spike)
 
 
 def _end_fatally(folder: RunFolder, run: Run | None, error: MMPretrainError) -> None:

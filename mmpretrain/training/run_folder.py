@@ -4,42 +4,58 @@ Enter: the `output` of a run. Leave: files another process can read at any time,
 """
 
 import json
-import os
+import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
+from mmpretrain.core import run_files
 from mmpretrain.core.errors import ClusterError
+from mmpretrain.core.run_files import Heartbeat, Outcome, Phase, State
+from mmpretrain.core.types import StepReport
 
-State = Literal["completed", "preempted", "fatal"]
+__all__ = ["RunFolder", "State"]
+
+log = logging.getLogger(__name__)
+_NO_HEARTBEAT = Heartbeat(0, 0, "start", 0, None, None, None, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
     """Paths of one run; only the main rank writes."""
 
     path: Path
+    _heartbeat: Heartbeat = field(default=_NO_HEARTBEAT, repr=False)
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / run_files.CHECKPOINTS
 
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
-    def begin_attempt(self, world_size: int, device: str) -> int:
+    @property
+    def control(self) -> Path:
+        return self.path / run_files.CONTROL
+
+    def begin_attempt(self, world_size: int, device: str, last_step: int) -> int:
         """Make the folder, forget the last outcome, and return this attempt's number, from 0."""
         try:
-            for folder in (self.path, self.path / "control", self.checkpoints):
+            for folder in (self.path, self.path / run_files.RANKS, self.path / run_files.STACKS, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
-            (self.path / "outcome.json").unlink(missing_ok=True)
+            run_files.make_control_folder(self.control)
+            (self.path / run_files.OUTCOME).unlink(missing_ok=True)
+            for old in (self.path / run_files.RANKS).glob("rank-*.json"):
+                old.unlink(missing_ok=True)
             attempt = self.attempts()
-            with (self.path / "attempts.jsonl").open("a") as file:
+            with (self.path / run_files.ATTEMPTS).open("a") as file:
                 row = {"attempt": attempt, "time": time.time(), "ranks": world_size, "device": device}
                 file.write(json.dumps(row) + "\n")
+            self._beat(replace(_NO_HEARTBEAT, last_step=last_step, attempt=attempt))
         except OSError as fault:
             raise ClusterError(
                 f"the run folder {self.path} cannot be written ({fault.strerror}); set output to a writable folder"
@@ -48,7 +64,7 @@ class RunFolder:
 
     def attempts(self) -> int:
         """Number of attempts begun so far."""
-        path = self.path / "attempts.jsonl"
+        path = self.path / run_files.ATTEMPTS
         return len(path.read_text().splitlines()) if path.exists() else 0
 
     def write_config(self, config_yaml: str) -> None:
@@ -59,14 +75,44 @@ class RunFolder:
         """`data.json`: what the run reads, for its card."""
         self._replace("data.json", json.dumps(list(sources)) + "\n")
 
-    def write_outcome(self, state: State, step: int, message: str) -> None:
-        """How this attempt ended; its absence means that it crashed."""
-        content = {"state": state, "step": step, "message": message, "time": time.time()}
-        self._replace("outcome.json", json.dumps(content) + "\n")
+    def write_parent(self, parent: Mapping[str, object]) -> None:
+        """`parent.json`: the model a fine-tuning run began from, and what it took over."""
+        self._replace("parent.json", json.dumps(parent, indent=1) + "\n")
 
-    def write_heartbeat(self, step: int, phase: str) -> None:
-        """What the main rank does now: "step", "save" or "evaluate"."""
-        self._replace("heartbeat.json", json.dumps({"step": step, "phase": phase, "time": time.time()}) + "\n")
+    def read_parent(self) -> dict[str, object] | None:
+        """What `write_parent` wrote; None for a run that began from scratch."""
+        path = self.path / "parent.json"
+        found: dict[str, object] | None = json.loads(path.read_text()) if path.exists() else None
+        return found
+
+    def write_outcome(self, state: State, step: int, message: str, reason: str = "") -> None:
+        """How this attempt ended; its absence means that it crashed."""
+        run_files.write_record(self.path / run_files.OUTCOME, Outcome(state, step, message, reason, time.time()))
+
+    def write_rank(self, rank: int) -> None:
+        """Where this rank runs. The one file that every rank writes."""
+        run_files.write_record(self.path / run_files.RANKS / f"rank-{rank}.json", run_files.this_rank(rank))
+
+    def beat(self, report: StepReport) -> None:
+        """The heartbeat after a step."""
+        loss = report.metrics["train/loss"]
+        self._beat(
+            replace(
+                self._heartbeat,
+                step=report.step,
+                phase="step",
+                loss=loss if math.isfinite(loss) else None,
+                step_s=report.metrics["perf/step_s"],
+                samples_per_s=report.metrics["perf/samples_per_s"],
+            )
+        )
+
+    @contextmanager
+    def phase(self, name: Phase, step: int) -> Iterator[None]:
+        """Say that the main rank saves or evaluates, and afterwards that it steps again: each has its time limit."""
+        self._beat(replace(self._heartbeat, step=step, phase=name))
+        yield
+        self._beat(replace(self._heartbeat, phase="step"))
 
     def rewind(self, step: int) -> None:
         """Drop rows past `step` from the traces of an attempt that went further than its last checkpoint.
@@ -80,15 +126,33 @@ class RunFolder:
                 kept = [row for row in rows if json.loads(row)["step"] <= step]
                 self._replace(name, "".join(f"{row}\n" for row in kept))
 
-    def take_control(self, name: str) -> bool:
-        """Whether the control file `name` was there; it is removed."""
-        path = self.path / "control" / name
+    def take_control(self, name: str) -> str | None:
+        """The text of the control file `name`, which is removed; None where there is none."""
+        path = self.control / name
         if not path.exists():
-            return False
+            return None
+        try:
+            content = path.read_text().strip()
+        except PermissionError:  # of a teammate whose files are his alone
+            content = ""
+        except FileNotFoundError:
+            return None
         path.unlink(missing_ok=True)
-        return True
+        return content
+
+    def take_numbered_control(self, name: str) -> int:
+        """N of a control file `name:N`, which is removed; 0 where there is none."""
+        for path in self.control.glob(f"{name}:*"):
+            number = path.name.partition(":")[2]
+            path.unlink(missing_ok=True)
+            if number.isdigit():
+                return int(number)
+            log.warning("control/%s is not followed; write e.g. control/%s:10", path.name, name)
+        return 0
+
+    def _beat(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = replace(heartbeat, time=time.time())
+        run_files.write_record(self.path / run_files.HEARTBEAT, self._heartbeat)
 
     def _replace(self, name: str, content: str) -> None:
-        partial = self.path / f".{name}.{os.getpid()}.partial"  # ranks that fail alike write at the same time
-        partial.write_text(content)
-        partial.replace(self.path / name)
+        run_files.replace(self.path / name, content)

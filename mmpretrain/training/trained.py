@@ -17,6 +17,7 @@ from mmpretrain.core.config import load_config
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.types import Codec
 from mmpretrain.models.config import resolve
+from mmpretrain.models.lora import add_adapters, merge_adapters
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.checkpoint import find_newest_valid
 from mmpretrain.training.manifest import Position, read_manifest, read_weights
@@ -25,7 +26,7 @@ from mmpretrain.training.parts import build_codecs
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A model as a checkpoint holds it, and what it was trained with."""
+    """A model as a checkpoint holds it, its adapters merged, and what it was trained with."""
 
     config: RunConfig
     model: MultimodalTransformer
@@ -44,7 +45,10 @@ def open_trained(path: Path, overrides: tuple[str, ...] = ()) -> TrainedRun:
     tokenizer = load_tokenizer(name) if "text" in config.data.codecs else None
     model_config = resolve(config.model, None if tokenizer is None else tokenizer_facts(tokenizer))
     model = MultimodalTransformer.create(model_config, config.objectives)
+    if config.finetune is not None:
+        add_adapters(model, config.finetune)
     _fill(model, read_weights(checkpoint), checkpoint)
+    merge_adapters(model)
     model.train(False)
     return TrainedRun(
         config=config,
@@ -56,9 +60,19 @@ def open_trained(path: Path, overrides: tuple[str, ...] = ()) -> TrainedRun:
     )
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint."""
+    return (path / "manifest.json").is_file() and (path / "config.yaml").is_file()
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (path / "checkpoints").is_dir()
+
+
 def _locate(path: Path) -> tuple[Path, Path]:
     """The checkpoint to read, and the run folder it belongs to."""
-    if (path / "manifest.json").is_file():
+    if is_checkpoint(path):
         return path, path.resolve().parents[1]
     found, _ = find_newest_valid(path / "checkpoints")
     if found is None:

@@ -1,4 +1,4 @@
-"""One rank of the equality and elasticity checks; launched by test_equality.py and test_elastic.py under torchrun.
+"""One rank of the equality and elasticity checks; launched by the tests beside it under torchrun.
 
 Enter: a command and a folder. Leave: per case, losses and full weights in the folder, written by rank 0.
 """
@@ -56,6 +56,21 @@ MAE = {"kind": "mae", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 
 OBJECTIVES = {
     "spanning": {"itc": {"kind": "infonce", "weight": 0.5}, "mlm": MLM, "mim": MAE},
     "rows": {"mlm": MLM, "mim": MAE},
+    "features": {
+        "itc": {"kind": "infonce", "weight": [{"from_step": 0, "weight": 1.0}, {"from_step": 2, "weight": 0.25}]},
+        "itm": {"kind": "itm", "weight": 0.5},
+        "seen": MAE | {"condition_on": ["text"]},
+        "features": {
+            "kind": "data2vec",
+            "decoder_width": 32,
+            "decoder_depth": 1,
+            "decoder_heads": 4,
+            "top_layers": 2,
+            "decay_start": 0.5,
+            "decay_end": 0.9,
+            "decay_steps": 2,
+        },
+    },
 }
 
 ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [2, 4]}
@@ -110,6 +125,7 @@ def row(position: int) -> dict[str, Tensor]:
         "text.mask": torch.arange(LENGTH) < length,
         "text.present": torch.tensor(True),
         "position": torch.tensor(position),
+        "sample": torch.tensor(position),
         "draw": torch.tensor(row_key(0, position)),
     }
 
@@ -133,17 +149,17 @@ def train(engine: Engine, steps: range) -> list[float]:
         sums = torch.stack([result.losses[name] for name in sorted(result.losses)])
         torch.distributed.all_reduce(sums)
         means = sums / torch.stack([result.counts[name] for name in sorted(result.counts)])
-        weights = [engine.config.objectives[name].weight for name in sorted(result.losses)]
+        weights = [result.weights[name] for name in sorted(result.losses)]
         losses.append(sum(weight * mean for weight, mean in zip(weights, means.tolist(), strict=True)))
     return losses
 
 
-def full_state(engine: Engine) -> dict[str, Tensor]:
+def full_state(engine: Engine, keys: tuple[str, ...] = KEYS) -> dict[str, Tensor]:
     """Every fragment of every rank joined: "master/name", "exp_avg/name", ... as flat tensors. Communicates."""
     mine = [
         (f"{one.key}/{one.name}", one.offset, one.view.detach().cpu().clone())
         for one in fragments(engine.deepspeed, engine.stage)
-        if one.owned and one.key in KEYS
+        if one.owned and one.key in keys
     ]
     gathered: list[list[tuple[str, int, Tensor]]] = [[] for _ in range(world_size())]
     torch.distributed.all_gather_object(gathered, mine)
@@ -211,7 +227,7 @@ def read_checkpoint(folder: Path) -> None:
 
 def nan_on_one_rank(folder: Path) -> None:
     """Step 1 of three has a loss that is NaN on the last rank alone."""
-    for objectives in OBJECTIVES:
+    for objectives in ACCUMULATIONS:
         for case, engine in engines(objectives, [2], [0, 1, 2, 3]):
             train(engine, range(1))
             before = full_state(engine)
@@ -225,6 +241,29 @@ def nan_on_one_rank(folder: Path) -> None:
             moved = any(not torch.equal(value, after[name]) for name, value in full_state(engine).items())
             verdict = {"skipped": result.skipped, "unchanged": unchanged, "next": losses[0], "moved": moved}
             (folder / f"nan-{case}-rank{rank()}.json").write_text(json.dumps(verdict))
+
+
+def teacher(folder: Path) -> None:
+    """Train, save, restore at the next stage over weights that must give way, go on; then a step that is skipped."""
+    everything = (*KEYS, "replica")
+    for case, engine in engines("features", [2], [0, 1, 2, 3]):
+        losses = train(engine, range(3))
+        state = full_state(engine, everything)
+        leave_results(folder, case, losses, state)
+        checkpoint.save(engine, folder / case, Position(3, 3 * GLOBAL_BATCH, "d"), "seed: 0\n")
+        other = next(engines("features", [2], [(engine.stage + 1) % 4]))[1]
+        train(other, range(20, 22))
+        checkpoint.load(other, folder / case)
+        restored = full_state(other, everything)
+        equal = all(torch.equal(value, state[name]) for name, value in restored.items()) and len(restored) == len(state)
+        after, there = train(engine, range(3, 5)), train(other, range(3, 5))
+        before = full_state(engine, ("replica",))
+        poison = engine.model.towers["image"].register_forward_hook(lambda _module, _inputs, output: _poisoned(output))
+        skipped = engine.step(micro_batches(engine.config, 5), LR).skipped
+        poison.remove()
+        still = all(torch.equal(value, before[name]) for name, value in full_state(engine, ("replica",)).items())
+        verdict = {"equal": equal, "after": after, "there": there, "skipped": skipped, "still": still}
+        (folder / f"verdict-{case}-rank{rank()}.json").write_text(json.dumps(verdict))
 
 
 def _poisoned(output: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -242,6 +281,7 @@ def main() -> None:
         "write": write_checkpoint,
         "read": read_checkpoint,
         "nan": nan_on_one_rank,
+        "teacher": teacher,
     }[command](folder)
     barrier()
     leave()

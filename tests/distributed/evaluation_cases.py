@@ -1,7 +1,8 @@
 """One rank of the evaluation of a small model; started by test_evaluation.py.
 
 Enter: number of ranks, the rows of each rank's batches, a folder. Leaves: each rank's figures and the run folder that
-rank 0 wrote. Eleven samples: one lacks its image, one its captions, the others have one to three captions.
+rank 0 wrote. Eleven samples with an image, one to three captions, a sound and a video each, but for one that lacks its
+image, one its captions, two the sound and one the video.
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tiny_model import EOS, IMAGE_SIZE, LENGTH, MASK, PAD, UNKNOWN, VOCABULARY, build_model, rows_of
+from tiny_model import EOS, IMAGE_SIZE, LENGTH, MASK, MODEL, PAD, UNKNOWN, VOCABULARY, rows_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
@@ -19,21 +20,51 @@ from mmpretrain.core.collectives import rank
 from mmpretrain.core.types import Codec
 from mmpretrain.evaluation.base import EvaluationContext, Rows, TaskConfig
 from mmpretrain.evaluation.health import HealthConfig
+from mmpretrain.evaluation.knn import KNNTaskConfig
+from mmpretrain.evaluation.losses import LossesTaskConfig
 from mmpretrain.evaluation.mlm import MLMTaskConfig
+from mmpretrain.evaluation.probe import LinearProbeConfig
 from mmpretrain.evaluation.retrieval import RetrievalConfig
 from mmpretrain.evaluation.zeroshot import ZeroShotConfig
+from mmpretrain.modalities.audio import AudioCodec, AudioCodecConfig
+from mmpretrain.modalities.base import PresenceCodec
 from mmpretrain.modalities.image import ImageCodec, ImageCodecConfig
 from mmpretrain.modalities.text import TextCodec
+from mmpretrain.modalities.video import VideoCodec, VideoCodecConfig
+from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
+from mmpretrain.objectives.mae import MAEConfig
 from mmpretrain.objectives.mlm import MLMConfig
 
-SAMPLES, WITHOUT_IMAGE, WITHOUT_CAPTION = 11, 3, 7
+SAMPLES, WITHOUT_IMAGE, WITHOUT_CAPTION, WITHOUT_SOUND, WITHOUT_VIDEO = 11, 3, 7, (2, 9), 5
+SOUND_LENGTH, SOUND_RATE, FRAMES = 960, 16000, 2
 CLASSES = ["w5 w6", "w7", "w8 w9 w10"]
-OBJECTIVES = {
+_SMALL = {"kind": "native", "width": 16, "depth": 1, "heads": 2}
+_SOUNDS = {
+    "kind": "spectrogram",
+    "seconds": SOUND_LENGTH / SOUND_RATE,
+    "features": {"num_mels": 16},
+    "patch_mels": 8,
+    "patch_frames": 2,
+}
+_TUBES = {"kind": "tubes", "frames": FRAMES, "image_size": IMAGE_SIZE, "patch_size": 8}
+FOUR = MODEL | {"towers": MODEL["towers"] | {"audio": _SMALL | {"stem": _SOUNDS}, "video": _SMALL | {"stem": _TUBES}}}
+"""The tiny model with a tower for sound and one for video."""
+OBJECTIVES: dict[str, ObjectiveConfig] = {
     "itc": InfoNCEConfig(),
     "mlm": MLMConfig(probability=0.4),
     "mlm_image": MLMConfig(probability=0.4, condition_on=("image",)),
+    "mlm_seen": MLMConfig(probability=0.4, condition_on=("image", "audio")),
+    "mae": MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
 }
+
+
+def build_model(objectives: Mapping[str, ObjectiveConfig]) -> MultimodalTransformer:
+    """The same weights at every call."""
+    torch.manual_seed(7)
+    return MultimodalTransformer.create(resolve(ModelConfig.model_validate(FOUR), None), objectives)
 
 
 def text_codec() -> TextCodec:
@@ -63,12 +94,29 @@ def samples(numbers: Sequence[int]) -> Rows:
     tensors["image"] = rows_of([1] * SAMPLES)["image"][list(numbers)]
     tensors["image.present"] = torch.tensor([number != WITHOUT_IMAGE for number in numbers])
     tensors["text.present"] = torch.tensor([number != WITHOUT_CAPTION for number in numbers])
+    tensors |= {name: value[list(numbers)] for name, value in sounds_and_videos().items()}
     members = [{"captions": captions(number), "label": CLASSES[number % 3], "half": number // 6} for number in numbers]
     return Rows(
         tensors,
         keys=tuple(f"shard/{number}" for number in numbers),
         members=tuple({"json": json.dumps(member).encode()} for member in members),
     )
+
+
+def sounds_and_videos() -> dict[str, Tensor]:
+    """Rows of all samples: noise of different loudness, some of it short, and frames of different pixels."""
+    generator = torch.Generator().manual_seed(1)
+    loud = torch.randn(SAMPLES, SOUND_LENGTH, generator=generator) * torch.arange(1, SAMPLES + 1)[:, None] * 500
+    blocks = SOUND_LENGTH * 100 // SOUND_RATE
+    pixels = torch.randint(0, 256, (SAMPLES, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE), generator=generator)
+    everyone = torch.arange(SAMPLES)
+    return {
+        "audio": loud.to(torch.int16),
+        "audio.mask": torch.arange(blocks) < torch.where(everyone % 2 == 0, blocks, blocks - 2)[:, None],
+        "audio.present": ~torch.isin(everyone, torch.tensor(WITHOUT_SOUND)),
+        "video": pixels.to(torch.uint8),
+        "video.present": everyone != WITHOUT_VIDEO,
+    }
 
 
 def context_of(batches: Sequence[Sequence[int]], run_dir: Path) -> EvaluationContext:
@@ -78,8 +126,10 @@ def context_of(batches: Sequence[Sequence[int]], run_dir: Path) -> EvaluationCon
         return (samples(batch) for batch in batches)
 
     codecs: Mapping[str, Codec] = {
-        "image": ImageCodec(IMAGE_SIZE, IMAGE_SIZE, ImageCodecConfig()),
-        "text": text_codec(),
+        "image": PresenceCodec("image", ImageCodec(IMAGE_SIZE, IMAGE_SIZE, ImageCodecConfig()), True, 0.0),
+        "text": PresenceCodec("text", text_codec(), True, 0.0),
+        "audio": PresenceCodec("audio", AudioCodec(SOUND_LENGTH, SOUND_RATE, AudioCodecConfig()), True, 0.0),
+        "video": PresenceCodec("video", VideoCodec(FRAMES, IMAGE_SIZE, IMAGE_SIZE, VideoCodecConfig()), True, 0.0),
     }
     model = build_model(OBJECTIVES).eval()
     with torch.no_grad():
@@ -94,10 +144,18 @@ def tasks(folder: Path) -> list[TaskConfig]:
     path.write_text(json.dumps({"classes": CLASSES, "templates": ["w20 {}", "{} w30"], "label_key": "label"}))
     return [
         RetrievalConfig(text_batch=3, samples=4),
+        RetrievalConfig(pairs="all", prefix="every", samples=0),
         RetrievalConfig(group_by="half", prefix="half", samples=0),
         ZeroShotConfig(classes=str(path), text_batch=4),
+        ZeroShotConfig(classes=str(path), modality="audio", prefix="sounds"),
+        ZeroShotConfig(classes=str(path), modality="video", prefix="videos"),
         MLMTaskConfig(),
-        HealthConfig(),
+        LossesTaskConfig(),
+        HealthConfig(pairs="all"),
+        LinearProbeConfig(l2=0.05),
+        LinearProbeConfig(modality="audio", features="pooled", l2=0.05),
+        KNNTaskConfig(k=3),
+        KNNTaskConfig(modality="video", k=50, features="pooled"),
     ]
 
 

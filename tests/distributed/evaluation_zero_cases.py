@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from evaluation_cases import context_of, tasks
-from tiny_model import MODEL, build_model, rows_of
+from evaluation_cases import FOUR, OBJECTIVES, build_model, context_of, sounds_and_videos, tasks
+from tiny_model import rows_of
 
 from mmpretrain.config import RunConfig
 from mmpretrain.core.collectives import rank
@@ -33,16 +33,12 @@ def run_config(stage: int) -> RunConfig:
             "zero_stage": stage,
             "global_batch_size": 8,
             "micro_batch_size": 4,
-            "model": MODEL,
-            "objectives": {
-                "itc": {"kind": "infonce"},
-                "mlm": {"kind": "mlm", "probability": 0.4},
-                "mlm_image": {"kind": "mlm", "probability": 0.4, "condition_on": ["image"]},
-            },
+            "model": FOUR,
+            "objectives": {name: objective.model_dump() for name, objective in OBJECTIVES.items()},
             "schedule": {"warmup": 0},
             "data": {
                 "train": {"sources": {"main": {"shards": ["unused"]}}},
-                "codecs": {"image": {"kind": "image"}, "text": {"kind": "text"}},
+                "codecs": {name: {"kind": name} for name in ("image", "text", "audio", "video")},
             },
         }
     )
@@ -50,7 +46,8 @@ def run_config(stage: int) -> RunConfig:
 
 def train(engine: Engine, steps: int) -> list[dict[str, float]]:
     """This rank's summed losses of each step."""
-    rows = {name: value[rank() * 4 : rank() * 4 + 4] for name, value in rows_of([5, 6, 7, 8, 9, 10, 5, 6]).items()}
+    every = rows_of([5, 6, 7, 8, 9, 10, 5, 6]) | sounds_and_videos()
+    rows = {name: value[rank() * 4 : rank() * 4 + 4] for name, value in every.items()}
     batches = [Batch(rows, ("a", "b", "c", "d"))]
     results = [engine.step(batches, 1e-3) for _ in range(steps)]
     return [{name: float(value) for name, value in result.losses.items()} for result in results]

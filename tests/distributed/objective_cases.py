@@ -22,8 +22,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpretrain.core.collectives import all_reduce_max, all_reduce_sum, gather_rows, rank, world_size
 from mmpretrain.core.types import TensorDict
-from mmpretrain.objectives.base import ModelFacts, Objective, ObjectiveConfig
+from mmpretrain.objectives.base import ModelFacts, Objective, ObjectiveConfig, expand_all
+from mmpretrain.objectives.data2vec import Data2VecConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
+from mmpretrain.objectives.itm import ITMConfig
 from mmpretrain.objectives.mae import MAEConfig
 from mmpretrain.objectives.mlm import MLMConfig
 from mmpretrain.objectives.pairs import encode_pairs
@@ -39,6 +41,7 @@ CONTRASTIVE: dict[str, ObjectiveConfig] = {
 CHUNKS = (1, 2, 4)
 ABSENT = {"all": (), "some": (0, 1, 2, 3, 9, 14)}
 """Rows without a text; with four ranks of four rows the first has no pair at all."""
+WITHOUT_AUDIO = (1, 2, 7, 12)
 NUM_HIDDEN = (7, 6, 4, 3)
 """Hidden tokens of each row at probability 1/2: 13 and 7 on two ranks."""
 OTHERS: dict[str, ObjectiveConfig] = {
@@ -46,25 +49,35 @@ OTHERS: dict[str, ObjectiveConfig] = {
     "mlm_image": MLMConfig(probability=0.5, condition_on=("image",)),
     "mim": MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=4),
 }
+DECODER = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4}
+TOGETHER: dict[str, ObjectiveConfig] = {
+    "itm": ITMConfig(scale=4.0),
+    "seen": MAEConfig(condition_on=("text",), **DECODER),
+    "features": Data2VecConfig(top_layers=2, **DECODER),
+}
+HUB = expand_all({"itc": InfoNCEConfig(hub="image", tile=TILE)}, ("audio", "image", "text"))
 
 
 def inputs() -> dict[str, np.ndarray]:
-    """Tower inputs [ROWS, IN_WIDTH] and weights [IN_WIDTH, WIDTH] of both sides."""
+    """Tower inputs [ROWS, IN_WIDTH] and weights [IN_WIDTH, WIDTH] of each modality."""
     generator = np.random.default_rng(0)
     shapes = {"image": (ROWS, IN_WIDTH), "text": (ROWS, IN_WIDTH)} | {
         "image_weight": (IN_WIDTH, WIDTH),
         "text_weight": (IN_WIDTH, WIDTH),
     }
+    shapes |= {"audio": (ROWS, IN_WIDTH), "audio_weight": (IN_WIDTH, WIDTH)}
     return {name: generator.normal(size=shape) for name, shape in shapes.items()}
 
 
 class Towers(nn.Module):
-    """Two linear towers; implements as much of `Encoder` as contrastive objectives ask for."""
+    """Linear towers; implements as much of `Encoder` as contrastive objectives ask for."""
 
     def __init__(self) -> None:
         super().__init__()
         given = inputs()
-        self.image, self.text = (nn.Parameter(torch.tensor(given[f"{m}_weight"])) for m in ("image", "text"))
+        self.image, self.text, self.audio = (
+            nn.Parameter(torch.tensor(given[f"{m}_weight"])) for m in ("image", "text", "audio")
+        )
 
     def parts(self, objective: Objective, rows: TensorDict) -> TensorDict:
         return encode_pairs(_Encoder(rows, self), objective.pair)
@@ -123,6 +136,46 @@ def open_clip_case(name: str) -> TensorDict:
     return averaged(loss, towers)
 
 
+def hub_case() -> TensorDict:
+    """The image meets text and audio, each of which some rows lack; what the entry adds is the sum over its pairs."""
+    towers = Towers()
+    objectives = {name: config.build(ModelFacts(WIDTH, {}, None)).double() for name, config in HUB.items()}
+    rows = own_rows(contrastive_rows(ABSENT["some"]) | {"audio": torch.tensor(inputs()["audio"])} | _audio_present())
+    losses = {}
+    for name, objective in objectives.items():
+        total = all_reduce_sum(objective.count(rows).clone())
+        losses[name] = objective.reduce(towers.parts(objective, rows)) * world_size() / total
+    each = {f"loss.{name}": all_reduce_sum(loss.detach().clone()) / world_size() for name, loss in losses.items()}
+    found = averaged(torch.stack(list(losses.values())).sum(), towers, nn.ModuleDict(objectives))
+    return found | {name: loss.reshape(1) for name, loss in each.items()}
+
+
+def _audio_present() -> TensorDict:
+    present = torch.ones(ROWS, dtype=torch.bool)
+    present[list(WITHOUT_AUDIO)] = False
+    return {"audio.present": present}
+
+
+def together_case(chunks: int) -> TensorDict:
+    """Matching, patches predicted after fusion and features of a teacher, in one real model, fp32. Communicates."""
+    model = build_model(TOGETHER)
+    with torch.no_grad():
+        for parameter in model.objectives["features"].teacher.network.parameters():
+            parameter.mul_(1.5)
+    rows = rows_of([3, 9, 5, 14, 7, 2, 11, 6])
+    rows["image.present"][1] = rows["text.present"][4] = False
+    rows["sample"][6] = rows["sample"][0]
+    rows = own_rows(rows)
+    scales = {name: world_size() / all_reduce_sum(count.clone()) for name, count in model.counts([rows]).items()}
+    chunks = min(chunks, len(rows["draw"]))
+    cut = [
+        dict(zip(rows, values, strict=True)) for values in zip(*(t.chunk(chunks) for t in rows.values()), strict=True)
+    ]
+    outputs = model(cut, scales)
+    extra = {name: value.reshape(1) for name, value in outputs.items() if name.startswith("metric.")}
+    return averaged(outputs["loss"], model) | extra
+
+
 def masked_rows() -> TensorDict:
     """Texts whose ordinary tokens are twice what they hide; the second row has no image."""
     rows = rows_of([2 * hidden for hidden in NUM_HIDDEN])
@@ -164,6 +217,9 @@ def cases() -> Iterator[tuple[str, TensorDict]]:
         yield f"open_clip/{name}", open_clip_case(name)
     if world_size() <= 2:
         yield "masked", masked_case()
+    for chunks in (1, 2):
+        yield f"together/{chunks}", together_case(chunks)
+    yield "hub", hub_case()
     yield "gather", gather_case()
 
 

@@ -3,40 +3,18 @@
 import json
 from pathlib import Path
 
+import engine_cases as cases
 import pytest
 import torch
 from launch import run_ranks
+from plain_training import train_plainly
 from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 
 
 def plain_pytorch(folder: Path, objectives: str) -> None:
-    """The reference: one process, no DeepSpeed, torch's AdamW, the whole batch in one forward."""
-    import engine_cases as cases
-
-    config = cases.run_config(objectives, 0, cases.GLOBAL_BATCH)
-    model = cases.build_model(config)
-    decayed = [p for p in model.parameters() if sum(size > 1 for size in p.shape) >= 2]
-    others = [p for p in model.parameters() if sum(size > 1 for size in p.shape) < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=cases.LR,
-        betas=config.optimizer.betas,
-        eps=1e-6,
-    )
-    losses = []
-    for step in range(cases.STEPS):
-        batch = cases.batch(range(step * cases.GLOBAL_BATCH, (step + 1) * cases.GLOBAL_BATCH)).tensors
-        counts = model.counts([batch])
-        loss = model([batch], {name: 1 / count for name, count in counts.items()})["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        for unused in (p for p in model.parameters() if p.grad is None):
-            unused.grad = torch.zeros_like(unused)  # torch would spare it the weight decay as well
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
+    losses, model = train_plainly(objectives, cases.STEPS)
     state = {f"master/{name}": p.detach().flatten() for name, p in model.named_parameters()}
     cases.leave_results(folder, f"plain-{objectives}", losses, state)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from evaluation_cases import CLASSES, SAMPLES, WITHOUT_CAPTION, WITHOUT_IMAGE, captions, context_of, run_rank, samples
 from launch import run_ranks
+from open_clip import build_zero_shot_classifier
 from PIL import Image
 from torch.multiprocessing import start_processes
+from torch.nn import functional as F
 
 from mmpretrain.core.seeding import key_of
 
@@ -61,6 +64,15 @@ def unit_embeddings(run: Path) -> tuple[np.ndarray, np.ndarray, list[int]]:
     return images, context.embed("text", encoded).numpy(), owners
 
 
+def embeddings(run: Path) -> dict[str, dict[int, np.ndarray]]:
+    """Modality -> sample -> its vector, of one process; of a text the first caption."""
+    context, rows = context_of([], run), samples(range(SAMPLES))
+    found = {m: context.embed(m, rows.tensors).numpy() for m in ("image", "text", "audio", "video")}
+    return {
+        m: {s: vectors[s] for s in range(SAMPLES) if rows.tensors[f"{m}.present"][s]} for m, vectors in found.items()
+    }
+
+
 def test_every_rank_ends_with_the_figures_of_one_process(
     one: tuple[Figures, Path], three: tuple[list[Figures], Path]
 ) -> None:
@@ -74,18 +86,57 @@ def test_every_rank_ends_with_the_figures_of_one_process(
 def test_retrieval_of_the_model_equals_the_full_matrix(one: tuple[Figures, Path]) -> None:
     figures, run = one
     images, texts, owners = unit_embeddings(run)
-    scores = np.delete(images, WITHOUT_IMAGE, axis=0) @ texts.T
-    gallery = [s for s in range(SAMPLES) if s != WITHOUT_IMAGE]
+    gallery = [s for s in range(SAMPLES) if s not in (WITHOUT_IMAGE, WITHOUT_CAPTION)]
+    scores = images[gallery] @ texts.T
     to_image = [1 + int((scores[:, c] > scores[gallery.index(s), c]).sum()) for c, s in enumerate(owners)]
     of_sample = np.array(owners)[None, :] == np.array(gallery)[:, None]
-    asking = [row for row, s in enumerate(gallery) if s != WITHOUT_CAPTION]
     best = np.where(of_sample, scores, -np.inf).max(axis=1)
-    to_text = [1 + int((scores[row][~of_sample[row]] > best[row]).sum()) for row in asking]
+    to_text = [1 + int((row[~own] > top).sum()) for row, own, top in zip(scores, of_sample, best, strict=True)]
     assert figures["val/t2i_mean_rank"] == pytest.approx(np.mean(to_image))
     assert figures["val/i2t_mean_rank"] == pytest.approx(np.mean(to_text))
     assert figures["val/t2i_median_rank"] == pytest.approx(np.median(to_image))
     assert figures["val/i2t_r@5"] == pytest.approx(np.mean(np.array(to_text) <= 5))
-    assert figures["val/t2i_chance_r@5"] == pytest.approx(0.5)
+    assert figures["val/t2i_chance_r@5"] == pytest.approx(5 / 9)
+
+
+def test_retrieval_of_every_pair_compares_the_samples_that_hold_both(one: tuple[Figures, Path]) -> None:
+    figures, run = one
+    vectors = embeddings(run)
+    for first, second in (("audio", "image"), ("audio", "video"), ("image", "video")):
+        both = sorted(vectors[first].keys() & vectors[second].keys())
+        u, v = (np.stack([vectors[modality][s] for s in both]) for modality in (first, second))
+        for way, scores in ((f"{first[0]}2{second[0]}", u @ v.T), (f"{second[0]}2{first[0]}", v @ u.T)):
+            ranks = 1 + (scores > np.diag(scores)[:, None]).sum(axis=1)
+            assert figures[f"every/{way}_mean_rank"] == pytest.approx(np.mean(ranks)), way
+            assert figures[f"every/{way}_r@1"] == pytest.approx(np.mean(ranks == 1)), way
+            assert figures[f"every/{way}_chance_r@1"] == pytest.approx(1 / len(both)), way
+    assert {
+        name for name in figures if name.startswith("every/") and name.endswith("_r@1") and "chance" not in name
+    } == {f"every/{a}2{b}_r@1" for a in "aitv" for b in "aitv" if a != b}
+    assert figures["every/i2t_mean_rank"] == figures["val/i2t_mean_rank"]
+
+
+def test_health_of_every_pair_equals_numpy(one: tuple[Figures, Path]) -> None:
+    figures, run = one
+    vectors = embeddings(run)
+    for first, second in combinations(sorted(vectors), 2):
+        both = sorted(vectors[first].keys() & vectors[second].keys())
+        u, v = (np.stack([vectors[modality][s] for s in both]).astype(np.float64) for modality in (first, second))
+        pair = f"{first}_{second}"
+        assert figures[f"val/alignment_{pair}"] == pytest.approx(np.mean(np.sum((u - v) ** 2, axis=1)), rel=1e-5)
+        gap = np.linalg.norm(u.mean(axis=0) - v.mean(axis=0))
+        assert figures[f"val/modality_gap_{pair}"] == pytest.approx(gap, rel=1e-5)
+    for modality, held in vectors.items():
+        rows = np.stack(list(held.values())).astype(np.float64)
+        distances = [np.sum((a - b) ** 2) for a, b in combinations(rows, 2)]
+        uniformity = np.log(np.mean(np.exp(-2 * np.array(distances))))
+        assert figures[f"val/uniformity_{modality}"] == pytest.approx(uniformity, rel=1e-5)
+        values = np.linalg.svd(rows - rows.mean(axis=0), compute_uv=False)
+        shares = values / values.sum()
+        rank = np.exp(-np.sum(shares * np.log(shares + 1e-300)))
+        assert figures[f"val/effective_rank_{modality}"] == pytest.approx(rank, rel=1e-4)
+    scale = context_of([], run).model.objectives["itc"].logit_scale.log.exp().item()
+    assert figures["val/logit_scale_itc"] == pytest.approx(scale)
 
 
 def test_retrieval_by_group_counts_any_sample_of_the_group(one: tuple[Figures, Path]) -> None:
@@ -93,25 +144,81 @@ def test_retrieval_by_group_counts_any_sample_of_the_group(one: tuple[Figures, P
     assert one[0]["half/t2i_r@10"] == 1.0
 
 
-def test_zero_shot_averages_templates_after_normalising(one: tuple[Figures, Path]) -> None:
+@pytest.mark.parametrize(("modality", "prefix"), [("image", "val"), ("audio", "sounds"), ("video", "videos")])
+def test_zero_shot_classes_are_those_of_open_clip(one: tuple[Figures, Path], modality: str, prefix: str) -> None:
     figures, run = one
-    context = context_of([], run)
-    images, _, _ = unit_embeddings(run)
-    weights = []
-    for name in CLASSES:
-        encoded = evaluation_cases.text_codec().encode([f"w20 {name}", f"{name} w30"])
-        vectors = context.embed("text", {key: torch.from_numpy(array) for key, array in encoded.items()}).numpy()
-        weights.append(vectors.mean(axis=0) / np.linalg.norm(vectors.mean(axis=0)))
-    guesses = (images @ np.stack(weights).T).argmax(axis=1)
-    hits = [guesses[s] == s % 3 for s in range(SAMPLES) if s != WITHOUT_IMAGE]
-    assert figures["val/zeroshot_top1"] == pytest.approx(np.mean(hits))
-    assert figures["val/zeroshot_top5"] == 1.0
-    assert figures["val/zeroshot_chance"] == pytest.approx(1 / 3)
+    context, codec = context_of([], run), evaluation_cases.text_codec()
+
+    class Prompted:
+        """The text tower as open_clip calls it."""
+
+        def encode_text(self, encoded: dict[str, torch.Tensor], normalize: bool) -> torch.Tensor:
+            assert normalize
+            return context.embed("text", encoded)
+
+    class Encoded(dict[str, torch.Tensor]):
+        """What a tokenizer gives open_clip, which moves it to a device."""
+
+        def to(self, device: str) -> "Encoded":
+            return self
+
+    def tokenizer(texts: list[str]) -> Encoded:
+        return Encoded({name: torch.from_numpy(array) for name, array in codec.encode(texts).items()})
+
+    templates = [lambda name: f"w20 {name}", lambda name: f"{name} w30"]
+    weights = build_zero_shot_classifier(Prompted(), tokenizer, CLASSES, templates, num_classes_per_batch=2)
+    held = embeddings(run)[modality]
+    hits = [int((vector @ weights.numpy()).argmax()) == s % 3 for s, vector in held.items()]
+    assert figures[f"{prefix}/zeroshot_top1"] == pytest.approx(np.mean(hits))
+    assert figures[f"{prefix}/zeroshot_top5"] == 1.0
+    assert figures[f"{prefix}/zeroshot_chance"] == pytest.approx(1 / 3)
+
+
+def test_probes_see_the_embeddings_and_the_pooled_vectors(one: tuple[Figures, Path]) -> None:
+    figures, run = one
+    held = embeddings(run)["image"]
+    rows, labels = np.stack(list(held.values())), np.array([s % 3 for s in held])
+    nearest = np.argsort(-(rows @ rows.T), axis=1)[:, :3]
+    votes = np.zeros((len(rows), 3))
+    for row, others in enumerate(nearest):
+        np.add.at(votes[row], labels[others], np.exp(rows[row] @ rows[others].T / 0.07))
+    assert figures["val/knn_image_top1"] == pytest.approx(np.mean(votes.argmax(axis=1) == labels))
+    assert figures["val/knn_image_chance"] == pytest.approx(np.mean(labels == np.bincount(labels).argmax()))
+    assert {"val/probe_image_top1", "val/probe_image_mean_class", "val/probe_audio_top1"} <= set(figures)
+    assert figures["val/probe_image_top1"] > figures["val/probe_image_chance"]
+
+
+def test_a_loss_without_a_modality_is_that_of_a_fusion_over_the_others(one: tuple[Figures, Path]) -> None:
+    context = context_of([], one[1])
+    batch = context.batch(samples(range(SAMPLES)))
+    objective, mae = (context.model.objectives[name] for name in ("mlm_seen", "mae"))
+    told = batch["text.mask"] & torch.stack([batch[f"{m}.present"] for m in ("text", "image", "audio")]).all(0)[:, None]
+    masked = objective.masking(batch["text"], objective.masking.eligible(batch["text"], told), batch["draw"])
+    places, weights = masked.positions[:, :, None], masked.weights.flatten()
+    with torch.no_grad():
+        encoder = context.model.encoder(batch)
+        towers = {m: encoder.tower(m) for m in ("image", "audio")} | {"text": encoder.tower("text", ids=masked.ids)}
+        for taken in ("", "image", "audio"):
+            fused = encoder.fuse({m: output for m, output in towers.items() if m != taken})["text"]
+            hidden = objective.head(fused.gather(1, places.expand(-1, -1, fused.shape[-1])).flatten(0, 1))
+            logits = objective.bias(encoder.vocabulary_logits("text", hidden))
+            losses = F.cross_entropy(logits, masked.targets.flatten(), reduction="none")
+            figure = f"val/loss_mlm_seen{taken and '_no_' + taken}"
+            assert one[0][figure] == pytest.approx(((losses * weights).sum() / weights.sum()).item(), rel=1e-5)
+            right = (((logits.argmax(-1) == masked.targets.flatten()) * weights).sum() / weights.sum()).item()
+            assert one[0][f"val/mlm_seen_acc{taken and '_no_' + taken}"] == pytest.approx(right)
+        reconstructed = mae.encode(encoder)["sum"] / mae.count(batch)
+    assert one[0]["val/loss_mae"] == pytest.approx(reconstructed.item(), rel=1e-5)
+    assert one[0]["val/loss_mlm_seen_no_image"] != pytest.approx(one[0]["val/loss_mlm_seen"], rel=1e-6)
+    assert not {"val/loss_itc", "val/loss_mae_no_image"} & set(one[0])
 
 
 def test_masked_words_are_counted_with_and_without_the_right_image(one: tuple[Figures, Path]) -> None:
-    assert {"val/mlm_acc", "val/mlm_acc_guess", "val/mlm_image_acc", "val/mlm_image_acc_shuffled"} <= set(one[0])
-    assert "val/mlm_acc_shuffled" not in one[0]
+    words = {name.removeprefix("val/mlm_") for name in one[0] if name.startswith("val/mlm_")}
+    alone = {f"seen_acc_{way}_{m}" for way in ("no", "shuffled") for m in ("image", "audio")}
+    assert words == alone | {"acc", "acc_guess", "image_acc", "image_acc_guess", "image_acc_shuffled"} | {
+        "image_acc_no_image", "seen_acc", "seen_acc_guess", "seen_acc_shuffled"
+    }  # fmt: skip
     context = context_of([], one[1])
     rows = samples(range(SAMPLES))
     objective = context.model.objectives["mlm_image"]

@@ -117,6 +117,38 @@ def test_thirteen_and_seven_hidden_tokens_on_two_ranks_train_as_twenty_on_one(re
 
 
 @pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_matching_fused_patches_and_teachers_train_alike_on_any_ranks_in_any_chunks(
+    results: Results, ranks: int, chunks: int
+) -> None:
+    one, found = results[1]["together/1"], results[ranks][f"together/{chunks}"]
+    assert {"metric.itm_acc", "metric.target_std", "objectives.itm.head.predict.weight"} < one.keys() == found.keys()
+    assert not any("teacher" in name for name in one)
+    for name, value in one.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_each_pair_of_a_hub_counts_its_own_rows_and_has_its_own_scale(results: Results, ranks: int) -> None:
+    given, found = objective_cases.inputs(), results[ranks]["hub"]
+    units = {m: unit_rows(given[m] @ given[f"{m}_weight"]) for m in ("image", "text", "audio")}
+    absent = {"text": objective_cases.ABSENT["some"], "audio": objective_cases.WITHOUT_AUDIO}
+    total, image = 0.0, np.zeros_like(given["image_weight"])
+    for other, missing in absent.items():
+        present = ~np.isin(np.arange(objective_cases.ROWS), missing)
+        expected = infonce(units["image"], units[other], SCALE["infonce"], present=present)
+        own = through_tower(given[other], given[f"{other}_weight"], expected.second)
+        np.testing.assert_allclose(found[f"loss.itc_image_{other}"], [expected.loss], atol=1e-12)
+        np.testing.assert_allclose(found[other], own, atol=1e-12)
+        scale = found[f"itc_image_{other}.logit_scale.log"]
+        np.testing.assert_allclose(scale, [SCALE["infonce"] * expected.scale], atol=2e-7)
+        total += expected.loss
+        image += through_tower(given["image"], given["image_weight"], expected.first)
+    np.testing.assert_allclose(found["loss"], [total], atol=1e-12)
+    np.testing.assert_allclose(found["image"], image, atol=1e-12)
+
+
+@pytest.mark.parametrize("ranks", RANKS)
 def test_gathered_rows_stand_in_rank_order_and_collect_the_gradient_of_all_ranks(results: Results, ranks: int) -> None:
     found = results[ranks]["gather"]
     assert found["rows"].tolist() == [[rank, rank] for rank in range(ranks)]

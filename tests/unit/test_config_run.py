@@ -101,6 +101,14 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
             ["evaluation.tasks={retrieval: null, a: {kind: retrieval}, b: {kind: retrieval}}"],
             ": evaluation.tasks.b: its figures have the names of those of a; give it another prefix",
         ),
+        (
+            ["evaluation.tasks={retrieval: null, a: {kind: retrieval, pairs: all}, b: {kind: retrieval}}"],
+            ": evaluation.tasks.b: its figures have the names of those of a; give it another prefix",
+        ),
+        (
+            ["evaluation.tasks.held={kind: losses, objectives: [mim2]}"],
+            ": names the objective mim2, the run has",
+        ),
         (["tracking.trackers=[{kind: jsonl}, {kind: jsonl}]"], "tracking.trackers.1: a second tracker of kind jsonl"),
         (["zero_stage=0", "precision=fp16"], "fp16 scales its loss in a partitioned optimizer; set zero_stage to 1"),
         (["zero_stage=0", "engine.offload=optimizer"], "moves a partitioned optimizer; set zero_stage to 1 or more"),
@@ -153,7 +161,7 @@ def labelled(objective: str, codecs: str, tmp_path: Path) -> Path:
 
 def test_an_objective_may_ask_for_a_label_that_no_tower_reads(tmp_path: Path) -> None:
     run = load_run_config(labelled("label: hue", ", hue: {kind: label, field: hue, key: colour}", tmp_path))
-    fields = run.data.codecs["hue"].build(run.objectives["colour"].input_fields, None).fields
+    fields = run.data.codecs["hue"].codec(run.objectives["colour"].input_fields, None).fields
     assert {name: (spec.shape, spec.dtype) for name, spec in fields.items()} == {
         "hue": ((), "int64"),
         "hue.present": ((), "bool"),

@@ -15,6 +15,7 @@ from mmpretrain.fusions.gated import GatedFusionConfig
 from mmpretrain.fusions.hierarchical import HierarchicalFusionConfig
 from mmpretrain.fusions.joint import JointFusionConfig
 from mmpretrain.fusions.late import LateFusionConfig
+from mmpretrain.layers import products
 
 WIDTHS = {"image": 12, "text": 16}
 FUSED = 16
@@ -195,6 +196,20 @@ def test_a_row_without_any_modality_stays_finite_forward_and_backward(config):
     fusion, inputs, masks = three(config)
     fused = fusion(inputs, {m: torch.zeros_like(mask) for m, mask in masks.items()})
     fused["pooled"].sum().backward()
+    assert torch.isfinite(fused["pooled"]).all()
+    assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("has_instructions", [False, True])
+@ALL_KINDS
+def test_rows_that_lack_modalities_stay_finite_in_bf16_on_any_cpu(config, has_instructions, monkeypatch):
+    monkeypatch.setattr(products, "has_bf16_products", lambda: has_instructions)
+    fusion, inputs, masks = three(config)
+    fusion, inputs = fusion.float(), {m: tensor.float() for m, tensor in inputs.items()}
+    masks["image"][3] = masks["text"][3] = False  # now the fourth row has nothing at all
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused = fusion(inputs, masks)
+    fused["pooled"].float().square().sum().backward()
     assert torch.isfinite(fused["pooled"]).all()
     assert all(torch.isfinite(p.grad).all() for p in fusion.parameters() if p.grad is not None)
 

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from mmpretrain.core.errors import DataError
-from mmpretrain.evaluation.health import effective_rank, pair_health, uniformity
+from mmpretrain.evaluation.health import effective_rank, logit_scales, modality_health, pair_health, uniformity
+from mmpretrain.layers.scale import LogitScale
 
 PAIR = ("image", "text")
 
@@ -17,10 +19,10 @@ def test_figures_of_a_small_case_are_those_of_their_formulas() -> None:
     u = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     v = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     figures = pair_health(u, v, PAIR)
-    assert figures["alignment"] == pytest.approx(1.0)
-    assert figures["modality_gap"] == pytest.approx(math.hypot(0.5, 0.5))
+    assert figures == pytest.approx({"alignment_image_text": 1.0, "modality_gap_image_text": math.hypot(0.5, 0.5)})
+    figures = modality_health(u, "image")
     assert figures["uniformity_image"] == pytest.approx(-4.0)
-    assert figures["uniformity_text"] == pytest.approx(0.0)
+    assert modality_health(v, "text")["uniformity_text"] == pytest.approx(0.0)
     assert figures["effective_rank_image"] == pytest.approx(1.0)
     assert figures["std_image"] == pytest.approx(0.5 * math.sqrt(2))
 
@@ -37,7 +39,7 @@ def test_uniformity_and_rank_equal_numpy() -> None:
 
 def test_a_collapsed_space_has_one_direction_and_no_spread() -> None:
     same = F.normalize(torch.ones(8, 4), dim=1)
-    figures = pair_health(same, same, PAIR)
+    figures = modality_health(same, "image")
     assert figures["effective_rank_image"] == pytest.approx(1.0)
     assert figures["std_image"] == pytest.approx(0.0, abs=1e-6)
     assert figures["uniformity_image"] == pytest.approx(0.0, abs=1e-6)
@@ -45,7 +47,7 @@ def test_a_collapsed_space_has_one_direction_and_no_spread() -> None:
 
 def test_an_evenly_used_sphere_has_all_directions_and_unit_spread() -> None:
     rows = F.normalize(torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    figures = pair_health(rows, rows, PAIR)
+    figures = modality_health(rows, "text")
     assert figures["effective_rank_text"] == pytest.approx(8.0, rel=0.01)
     assert figures["std_text"] == pytest.approx(1.0, rel=0.01)
 
@@ -53,3 +55,25 @@ def test_an_evenly_used_sphere_has_all_directions_and_unit_spread() -> None:
 def test_a_single_pair_is_refused() -> None:
     with pytest.raises(DataError, match="at least 2 samples that hold image and text; saw 1"):
         pair_health(torch.eye(1), torch.eye(1), PAIR)
+    with pytest.raises(DataError, match="at least 2 samples that hold audio; saw 0"):
+        modality_health(torch.zeros(0, 4), "audio")
+
+
+def test_alignment_and_gap_of_any_pair_equal_numpy() -> None:
+    draw = np.random.default_rng(1)
+    u, v = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in draw.normal(size=(2, 40, 5)))
+    figures = pair_health(torch.from_numpy(u), torch.from_numpy(v), ("audio", "video"))
+    assert figures["alignment_audio_video"] == pytest.approx(np.mean(np.sum((u - v) ** 2, axis=1)))
+    assert figures["modality_gap_audio_video"] == pytest.approx(np.linalg.norm(u.mean(axis=0) - v.mean(axis=0)))
+    spread = modality_health(torch.from_numpy(u), "audio")["std_audio"]
+    assert spread == pytest.approx(np.mean(np.std(u, axis=0)) * np.sqrt(5))
+
+
+def test_every_temperature_of_a_model_is_named() -> None:
+    several = nn.Module()
+    several.scales = nn.ModuleDict({"image_audio": LogitScale(5.0, None), "image_text": LogitScale(200.0, 100.0)})
+    itc = nn.Module()
+    itc.logit_scale = LogitScale(14.0, 100.0)
+    found = logit_scales(nn.ModuleDict({"itc": itc, "hub": several, "mlm": nn.Linear(1, 1)}))
+    wanted = {"logit_scale_itc": 14.0, "logit_scale_hub_scales_image_audio": 5.0}
+    assert found == pytest.approx(wanted | {"logit_scale_hub_scales_image_text": 100.0}, rel=1e-6)

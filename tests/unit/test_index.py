@@ -19,7 +19,6 @@ from data_pipeline.index import (
     changed_samples,
     index_path,
     load_or_build_index,
-    require_pairs,
 )
 from mmpretrain.core.errors import DataError
 
@@ -153,29 +152,18 @@ def test_where_indexes_cannot_be_written_they_stay_in_memory_with_one_warning(
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_a_tar_without_samples_or_pairs_is_refused(tmp_path: Path) -> None:
+def test_a_tar_without_samples_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty.tar"
     with webdataset.TarWriter(str(empty)) as writer:
         writer.tarstream.addfile(tarfile.TarInfo("README"))
     with pytest.raises(DataError, match=r"empty\.tar holds no sample; members are named `key\.extension`"):
         build_index(empty)
-    with webdataset.TarWriter(str(tmp_path / "apart.tar")) as writer:
-        writer.write({"__key__": "a", "jpg": b""})
-        writer.write({"__key__": "b", "txt": "words"})
-    required = {"image": frozenset({"jpg", "png"}), "text": frozenset({"txt"})}
-    with pytest.raises(
-        DataError,
-        match=r"apart\.tar is a tar without pairs: none of its 2 samples has all of "
-        r"\(image: one of \.jpg, \.png; text: one of \.txt\); it holds \.jpg, \.txt",
-    ):
-        require_pairs(build_index(tmp_path / "apart.tar"), required)
 
 
-def test_complete_samples_are_told_from_those_that_lack_a_modality(tmp_path: Path) -> None:
+def test_samples_are_told_by_the_extensions_of_their_members(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
         for number, members in enumerate(({"jpg": b"", "txt": ""}, {"jpg": b""}, {"txt": ""}, {"png": b"", "txt": ""})):
             writer.write({"__key__": str(number), **members})
     index = build_index(tmp_path / "s.tar")
-    required = {"image": frozenset({"jpg", "png"}), "text": frozenset({"txt"})}
-    assert require_pairs(index, required).tolist() == [True, False, False, True]
+    assert index.holds(frozenset({"jpg", "png"})).tolist() == [True, True, False, True]
     assert index.holds(frozenset({"wav"})).tolist() == [False] * 4

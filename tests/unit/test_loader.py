@@ -38,11 +38,15 @@ class NumberCodec:
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        return {self.name: FieldSpec((2,), "int64")}
+        return {self.name: FieldSpec((2,), "int64"), f"{self.name}.present": FieldSpec((), "bool")}
 
     @property
     def extensions(self) -> frozenset[str]:
         return frozenset({"txt"})
+
+    @property
+    def required(self) -> bool:
+        return True
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
         if "txt" not in members:
@@ -51,7 +55,8 @@ class NumberCodec:
             number = int(members["txt"])
         except ValueError as error:
             raise SampleError(f"{members['txt']!r} is no number") from error
-        return {self.name: np.array([number, -1 if draw is None else draw.integers(1 << 30)])}
+        drawn = -1 if draw is None else draw.integers(1 << 30)
+        return {self.name: np.array([number, drawn]), f"{self.name}.present": np.array(True)}
 
 
 def write_shard(path: Path, values: Iterable[object], extension: str = "txt") -> None:
@@ -148,7 +153,7 @@ def test_a_codec_that_can_do_without_tells_which_rows_it_has(tmp_path: Path) -> 
         for number in range(6):
             label = {"json": {"label": number % 3}} if number % 2 else {}
             writer.write({"__key__": f"{number:03}", "txt": str(number).encode()} | label)
-    label = LabelCodecConfig(missing="weightless").build({"label": FieldSpec((), "int64", below=3)}, None)
+    label = LabelCodecConfig(missing="weightless").codec({"label": FieldSpec((), "int64", below=3)}, None)
     config = DataConfig(train=MixtureConfig(sources={"main": SourceConfig(shards=(str(tmp_path / "s"),))}), workers=0)
     codecs = {"label": label, "number": NumberCodec()}
     ((batch,),) = build_loader(config, codecs, BatchPlan(12, 12, World()), 3, 0, 1)

@@ -10,12 +10,17 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.seeding import row_key
 from mmpretrain.layers.noise import uniform
+from mmpretrain.layers.patch_masking import PatchMasking, Split
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.base import ModelFacts, TowerFacts
-from mmpretrain.objectives.mae import MAEConfig, MaskedAutoencoding, normalise_patches, split_patches
+from mmpretrain.objectives.mae import MAEConfig, MaskedAutoencoding, normalise_patches
 
 CONFIG = MAEConfig(decoder_width=32, decoder_depth=1, decoder_heads=4)
 PIXELS = 3 * PATCH_SIZE**2
+
+
+def split_patches(draw: Tensor, stream: str) -> Split:
+    return PatchMasking("random", (4, 4), 0.75, stream)(draw)
 
 
 def objective_of(model: MultimodalTransformer) -> MaskedAutoencoding:
@@ -38,11 +43,11 @@ def paint(images: Tensor, row: int, patch: int, pixels: Tensor) -> Tensor:
 
 def test_patches_are_split_into_fixed_shares_that_follow_from_the_row_key() -> None:
     draw = torch.tensor([row_key(0, position) for position in range(500)])
-    split = split_patches(draw, 16, 4, "test")
+    split = split_patches(draw, "test")
     both = torch.cat([split.visible, split.hidden], dim=1)
     assert torch.equal(both.sort(dim=1).values, torch.arange(16).expand(500, 16))
     assert torch.equal(split.visible, split.visible.sort(dim=1).values)
-    assert torch.equal(split_patches(draw[7:8], 16, 4, "test").visible[0], split.visible[7])
+    assert torch.equal(split_patches(draw[7:8], "test").visible[0], split.visible[7])
     often = torch.bincount(split.visible.flatten(), minlength=16) / 500
     torch.testing.assert_close(often, torch.full((16,), 0.25), atol=0.08, rtol=0)
 
@@ -72,7 +77,7 @@ def test_masks_and_loss_equal_those_of_vit_mae_in_transformers() -> None:
     images = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     draw = torch.tensor([row_key(0, position) for position in range(2)])
     expected = theirs(images, noise=uniform(draw, 16, "test"))
-    hidden = split_patches(draw, 16, 4, "test").hidden
+    hidden = split_patches(draw, "test").hidden
     assert torch.equal(torch.zeros(2, 16).scatter(1, hidden, 1.0), expected.mask)
     errors = (expected.logits - normalise_patches(theirs.patchify(images))).square().mean(-1)
     torch.testing.assert_close(errors.gather(1, hidden).sum() / 24, expected.loss)
@@ -84,7 +89,7 @@ def test_loss_does_not_depend_on_the_targets_of_visible_patches() -> None:
     with torch.no_grad():
         objective_of(model).decoder.predict.weight.zero_()
     before = encode(model, rows)
-    split = split_patches(rows["draw"], 16, 4, "mae.image")
+    split = split_patches(rows["draw"], "mae.image")
     noise = torch.randint(0, 256, (3, PATCH_SIZE, PATCH_SIZE), dtype=torch.uint8)
     visible = paint(rows["image"], 0, int(split.visible[0, 0]), noise)
     hidden = paint(rows["image"], 0, int(split.hidden[0, 0]), noise)
@@ -95,7 +100,7 @@ def test_loss_does_not_depend_on_the_targets_of_visible_patches() -> None:
 
 def test_the_prediction_sees_visible_patches_and_no_hidden_one() -> None:
     model, rows = build_model({"mim": CONFIG}), rows_of([1, 1])
-    split = split_patches(rows["draw"], 16, 4, "mae.image")
+    split = split_patches(rows["draw"], "mae.image")
     predictions: list[Tensor] = []
     objective_of(model).decoder.register_forward_hook(lambda module, inputs, output: predictions.append(output))
     black = torch.zeros(3, PATCH_SIZE, PATCH_SIZE, dtype=torch.uint8)
@@ -135,8 +140,42 @@ def test_flat_patches_have_targets_of_zero() -> None:
     assert torch.equal(normalise_patches(torch.full((1, 2, 48), 0.7)).round(decimals=3), torch.zeros(1, 2, 48))
 
 
+def test_hidden_patches_are_predicted_with_the_text_in_sight_and_without_those_of_others() -> None:
+    """Through the fusion a row's own text changes its predictions; a row without its text counts nothing."""
+    seen = CONFIG.model_copy(update={"condition_on": ("text",)})
+    model, rows = build_model({"mim": seen}), rows_of([5, 9, 3])
+    rows["text.present"][1] = False
+    predictions: list[Tensor] = []
+    objective_of(model).decoder.register_forward_hook(lambda module, inputs, output: predictions.append(output))
+    loss = encode(model, rows)
+    loss.backward()
+    other = rows["text"].clone()
+    other[:2, 0] = (other[:2, 0] + 1) % 50 + 5
+    encode(model, rows | {"text": other})
+    before, after = predictions
+    assert not torch.allclose(before[0], after[0])
+    assert torch.equal(before[1:], after[1:])
+    assert objective_of(model).count(rows).item() == 2 * 12
+    kept = {name: tensor[[0, 2]] for name, tensor in rows.items()}
+    torch.testing.assert_close(loss, encode(model, kept))
+    words = model.towers["text"].stem.words.weight.grad
+    assert words is not None and words.abs().sum() > 0
+
+
+def test_what_is_hidden_differs_with_what_is_in_sight() -> None:
+    facts = build_model({"mim": CONFIG}).facts.towers["image"]
+    alone, seen = (CONFIG.model_copy(update={"condition_on": c}).masking_of(facts) for c in ((), ("text",)))
+    draw = torch.arange(50)
+    assert not torch.equal(alone(draw).hidden, seen(draw).hidden)
+
+
+def test_a_hidden_modality_in_sight_of_itself_is_refused() -> None:
+    with pytest.raises(ValidationError, match="names a modality twice or 'image' itself"):
+        MAEConfig(condition_on=("image",))
+
+
 def test_a_tower_without_patches_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rebuilds a grid of patches, but tower 'image' has none"):
+    with pytest.raises(ConfigError, match="mae hides patches of a grid, but tower 'image' has none"):
         CONFIG.build(ModelFacts(8, {"image": TowerFacts(8, 16, 0)}, None))
 
 

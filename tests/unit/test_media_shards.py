@@ -24,8 +24,8 @@ def test_a_step_of_video_and_sound_is_loaded_and_a_broken_clip_replaced(tmp_path
             sound = recording(np.full(800, 100 + number, np.int16), 16_000)
             writer.write({"__key__": f"{number}", "mp4": clip[: 700 if number == 2 else None], "wav": sound})
     codecs = {
-        "audio": AudioCodecConfig().build({"audio": FieldSpec((1600,), "int16", 16_000)}, None),
-        "video": VideoCodecConfig().build({"video": FieldSpec((2, 3, 16, 16), "uint8")}, None),
+        "audio": AudioCodecConfig().codec({"audio": FieldSpec((1600,), "int16", 16_000)}, None),
+        "video": VideoCodecConfig().codec({"video": FieldSpec((2, 3, 16, 16), "uint8")}, None),
     }
     train = MixtureConfig(sources={"main": SourceConfig(shards=(str(tmp_path),))})
     loader = build_loader(DataConfig(train=train, workers=workers), codecs, BatchPlan(4, 4, World()), 0, 0, 1)

@@ -65,13 +65,13 @@ def test_the_contrastive_loss_is_that_of_the_embeddings():
 
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_batch_in_chunks_has_the_gradients_of_the_whole(number):
-    model, batch = build_model(EVERYTHING), rows_of(LENGTHS)
+    model, batch = build_model(EVERYTHING).double(), rows_of(LENGTHS)
     whole, gradients = step(model, [batch])
     parts, chunked = step(model, chunks_of(batch, number))
-    torch.testing.assert_close(parts["loss"], whole["loss"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(parts["loss"], whole["loss"], atol=1e-10, rtol=1e-10)
     assert gradients.keys() == chunked.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(chunked[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(chunked[name], gradient, atol=1e-10, rtol=1e-10, msg=name)
 
 
 def test_only_the_last_chunk_keeps_what_its_layers_need():

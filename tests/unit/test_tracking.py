@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ import pytest
 import wandb
 from rich.console import Console
 
+from mmpretrain.config import configs_folder
 from mmpretrain.core.errors import ClusterError, ConfigError, DataError
 from mmpretrain.core.registry import discover
 from mmpretrain.core.types import StepReport
+from mmpretrain.tracking.background import Worker
 from mmpretrain.tracking.base import Outcome, RunFacts, Tracker, TrackerConfig
 from mmpretrain.tracking.console import ConsoleTracker
 from mmpretrain.tracking.fanout import build_trackers
@@ -24,7 +27,10 @@ from mmpretrain.tracking.figures import duration, significant
 from mmpretrain.tracking.jsonl import JsonlConfig, JsonlTracker
 from mmpretrain.tracking.record import read_metrics, read_record
 from mmpretrain.tracking.tensorboard import TensorBoardConfig
-from mmpretrain.tracking.wandb import WandbConfig, Worker, run_id
+from mmpretrain.tracking.wandb import WandbConfig, run_id
+from mmpretrain.tracking.wandb_replay import replay
+from mmpretrain.tracking.wandb_workspace import build as build_workspace
+from mmpretrain.tracking.wandb_workspace import save
 
 
 def facts(run_dir: Path, attempt: int = 0, start_step: int = 0, log_every: int = 10) -> RunFacts:
@@ -265,6 +271,13 @@ def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     wandb.teardown()
 
 
+def _items(history: object) -> dict[str, object]:
+    """One history record as a row."""
+    assert isinstance(history, dict)
+    row: dict[str, object] = history["item"]
+    return row
+
+
 def inspect(run_dir: Path, *options: str) -> list[dict[str, object]]:
     """The records of the newest offline run, as W&B's own inspector reads them."""
     inspector = Path(sys.executable).parent / "wandb"
@@ -313,9 +326,31 @@ def test_a_server_out_of_reach_costs_the_timeout_and_one_warning_that_hides_the_
     tracker.close("preempted")
     (warning,) = [record.getMessage() for record in caplog.records if record.name.startswith("mmpretrain")]
     assert warning.startswith("W&B cannot be used (")
-    assert warning.endswith(f"`wandb sync {tmp_path}/wandb/offline-run-*` uploads it later")
+    assert warning.endswith(f"`mmpretrain wandb sync {tmp_path}` uploads it later, as one run")
     assert key not in caplog.text
     assert inspect(tmp_path, "--summary")[0]["step"] == 0
+
+
+@pytest.mark.usefixtures("no_key")
+def test_three_attempts_are_replayed_as_one_run_of_every_step_once(tmp_path: Path) -> None:
+    for attempt, steps in enumerate((range(1, 9), range(6, 14), range(11, 21))):
+        tracker = WandbConfig().build(facts(tmp_path, attempt, steps.start - 1))
+        tracker.close("crashed")
+        write(tmp_path, attempt, steps, loss=float(attempt))
+    replayed = replay(tmp_path)
+    assert (replayed.rows, replayed.last_step, replayed.online) == (20, 20, False)
+    history = [_items(record["history"]) for record in inspect(tmp_path) if record["type"] == "history"]
+    assert [row["train/step"] for row in history] == list(range(1, 21))
+    assert [row["train/loss"] for row in history] == [0.0] * 5 + [1.0] * 5 + [2.0] * 10
+    (summary,) = inspect(tmp_path, "--summary")
+    assert (summary["run_id"], summary["state"]) == (run_id(tmp_path), "finished")
+    assert replayed.folder == max(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_a_folder_without_rows_is_not_replayed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sam')
+    with pytest.raises(DataError, match="holds no whole row; there is nothing to replay"):
+        replay(tmp_path)
 
 
 def test_a_call_that_fails_is_one_warning_and_the_rest_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
@@ -340,3 +375,47 @@ def test_a_hanging_call_stalls_neither_submit_nor_close(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records if record.name.startswith("mmpretrain")] == [
         "W&B is 2 calls behind; rows are missing there, metrics.jsonl has all"
     ]
+
+
+def test_the_workspace_shows_metrics_that_runs_have() -> None:
+    """Every name and pattern of the workspace finds a figure that a step or an evaluation of a run reports."""
+    workspace = build_workspace(configs_folder() / "tracking" / "wandb-workspace.yaml", "team", "trials")
+    steps = {"train/loss", "train/loss_itc", "train/lr", "train/grad_norm", "train/spike_score", "train/skipped_steps"}
+    steps |= {"train/logit_scale", "embed/pos_sim", "embed/neg_sim", "embed/modality_gap", "embed/in_batch_r1"}
+    steps |= {"perf/samples_per_s", "perf/data_pct", "rank/slowest", "mem/host_rss_gib"}
+    steps |= {f"rank/busy_s_{name}" for name in ("min", "med", "max")}
+    known = steps | {"val/i2t_r@1", "val/zeroshot_top1", "val/mlm_acc"}
+    panels = [panel for section in workspace.sections for panel in section.panels]
+    assert len(panels) == 17 and {panel.x for panel in panels} == {"train/step"}
+    for panel in panels:
+        assert set(panel.y or ()) <= known, panel.title
+        assert panel.y or any(re.fullmatch(panel.metric_regex, name) for name in known), panel.title
+
+
+def test_a_panel_of_neither_names_nor_pattern_is_refused(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("sections: {Loss: [{title: Empty}]}")
+    with pytest.raises(ConfigError, match="panel 'Empty' needs either metrics or a pattern"):
+        build_workspace(spec, "team", "trials")
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_workspace_is_not_saved_without_a_key() -> None:
+    with pytest.raises(ClusterError, match="no API key; `wandb login` sets one, or --dry-run prints the workspace"):
+        save(build_workspace(configs_folder() / "tracking" / "wandb-workspace.yaml", "team", "trials"))
+
+
+@pytest.mark.usefixtures("no_key")
+def test_a_checkpoint_is_a_reference_in_wandb_and_not_uploaded(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rank-00000.safetensors").write_bytes(b"weights")
+    tracker = WandbConfig().build(facts(tmp_path))
+    tracker.saved(10, checkpoint)
+    tracker.alert("loss spike", "step 9 stands 8.0 sigma above the steps before it")
+    tracker.close("completed")
+    records = inspect(tmp_path)
+    text = json.dumps(records)
+    assert checkpoint.as_uri() in text and "step-00000010" in text
+    assert "step 9 stands 8.0 sigma" in text
+    assert not list(tmp_path.glob("wandb/**/*.safetensors"))

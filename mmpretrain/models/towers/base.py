@@ -5,6 +5,7 @@ tower cannot read. Shape legend: B rows, L content tokens, P prefix tokens, D wi
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor, nn
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
+from mmpretrain.layers.teacher import Layered
 from mmpretrain.objectives.base import TowerFacts
 
 
-class Tower(nn.Module):
+class Tower(Layered):
     """The encoder of one modality."""
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
@@ -29,8 +31,19 @@ class Tower(nn.Module):
         """What objectives may know of this tower."""
         raise NotImplementedError
 
+    def top_layers(self, inputs: Tensor, mask: Tensor | None, number: int) -> list[Tensor]:
+        raise ConfigError(f"{type(self).__name__} does not tell what its layers say; use a native tower")
+
     def load_pretrained(self) -> None:
         """Take over the weights the config names, once, when a model is created; most towers have none."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in the order in which tokens pass them; by default all of the class of which the longest list is,
+        since some encoders have a list for each stage."""
+        lists = [module for module in self.modules() if isinstance(module, nn.ModuleList)]
+        alike = [list(each) for each in lists if len({type(module) for module in each}) == 1]
+        longest = max(alike, key=len, default=[])
+        return [module for module in self.modules() if type(module) in {type(block) for block in longest}]
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Score hidden states [N, D] against the word embeddings: [N, vocab]."""

@@ -5,6 +5,7 @@ tower inside that does not read images, heads that do not divide its width. It c
 much as T images (ViViT's factorised encoder, Arnab et al., arXiv 2103.15691, section 3.3).
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
@@ -79,6 +80,9 @@ class FramesTower(Tower):
 
     def facts(self) -> TowerFacts:
         return self._facts
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.image.blocks(), *self.transformer.blocks]
 
     def load_pretrained(self) -> None:
         self.image.load_pretrained()

@@ -48,7 +48,8 @@ class HFAutoTowerConfig(TowerConfig):
     name: str
     """Local folder or hub name; remote code is never run."""
     pretrained: bool = True
-    """Start from the weights found there; false: only the architecture, freshly initialised."""
+    """Start from the weights found there; false: only the architecture, freshly initialised, and any batch norm with
+    mean 0 and variance 1."""
     pooling: Literal["class", "mean", "pooler"] = "class"
     """class: the first token; mean: over the tokens that count; pooler: the model's own pooled output."""
     context_length: int = Field(64, gt=0)
@@ -130,7 +131,7 @@ class HFAutoTower(Tower):
         pattern = outline(config.whole_config(), modality)
         self.inputs = _inputs(config, pattern, modality)
         self._facts = _measure(config, pattern, self.inputs, modality)
-        self.model = build_encoder(pattern, trained=config.pretrained)
+        self.model = build_encoder(pattern)
         if modality == "text":
             adopt_words(self.model)
 

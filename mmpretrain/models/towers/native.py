@@ -103,6 +103,18 @@ class NativeTower(Tower):
         self.pool = _attention_pool(config) if config.pooling == "map" else None
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
+        tokens, mask = self._embedded(inputs, mask, keep)
+        tokens = self.norm(self.transformer(tokens, self._key_mask(mask)))
+        outputs = {"tokens": tokens, "pooled": self._pool(tokens, inputs, mask)}
+        return outputs if mask is None else outputs | {"mask": mask}
+
+    def top_layers(self, inputs: Tensor, mask: Tensor | None, number: int) -> list[Tensor]:
+        tokens, mask = self._embedded(inputs, mask, None)
+        outputs = list(self.transformer.outputs(tokens, self._key_mask(mask)))
+        return [output[:, -self.stem.num_tokens :] for output in outputs[-number:]]
+
+    def _embedded(self, inputs: Tensor, mask: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What enters the blocks, and which of it counts."""
         tokens = self.stem(inputs)
         mask = None if mask is None else self.stem.token_mask(mask)
         if keep is not None:
@@ -111,10 +123,7 @@ class NativeTower(Tower):
         if self.class_token is not None:
             tokens = self.class_token(tokens)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        tokens = self.transformer(self.pre_norm(tokens), self._key_mask(mask))
-        tokens = self.norm(tokens)
-        outputs = {"tokens": tokens, "pooled": self._pool(tokens, inputs, mask)}
-        return outputs if mask is None else outputs | {"mask": mask}
+        return self.pre_norm(tokens), mask
 
     def _key_mask(self, mask: Tensor | None) -> Tensor | None:
         """The mask for attention: the first token is always a key, so that a row of padding stays finite."""
@@ -138,7 +147,12 @@ class NativeTower(Tower):
 
     def facts(self) -> TowerFacts:
         prefix = 0 if self.class_token is None else 1
-        return replace(stem_facts(self.stem, self.norm.normalized_shape[0]), num_prefix=prefix, causal=self.causal)
+        return replace(
+            stem_facts(self.stem, self.norm.normalized_shape[0]),
+            num_prefix=prefix,
+            causal=self.causal,
+            num_layers=len(self.transformer.blocks),
+        )
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         return self.stem.score(hidden) if isinstance(self.stem, WordStem) else super().vocabulary_logits(hidden)

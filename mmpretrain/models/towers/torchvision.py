@@ -6,11 +6,11 @@ norm never computes batch statistics here, because a row's result would then dep
 be the same for every number of ranks and micro-batches: with weights it uses theirs, without it is group norm.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpretrain.core.config import Rule
 from mmpretrain.core.errors import ConfigError
@@ -103,6 +103,9 @@ class TorchvisionTower(Tower):
 
     def facts(self) -> TowerFacts:
         return TowerFacts(ARCHITECTURES[self.config.name].width, self.config.num_tokens, num_prefix=0)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.trunk.blocks()
 
     def load_pretrained(self) -> None:
         if self.config.weights is not None:

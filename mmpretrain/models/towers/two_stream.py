@@ -6,11 +6,12 @@ very pixels of the clip, so that crops and mirrors hold for both streams. Legend
 """
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
@@ -126,6 +127,12 @@ class TwoStreamTower(Tower):
 
     def facts(self) -> TowerFacts:
         return self._facts
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those of both streams, by their height in their own."""
+        streams = (self.rgb.blocks(), self.flow_trunk.blocks())
+        ranked = [(place / len(stream), block) for stream in streams for place, block in enumerate(stream, 1)]
+        return [block for _, block in sorted(ranked, key=lambda pair: pair[0])]
 
     def load_pretrained(self) -> None:
         self.rgb.load_pretrained()

@@ -1,0 +1,150 @@
+"""The small files by which a training process and whoever watches it talk, in the run folder both see.
+
+Enter: the path of a run folder. Leave: the outcome, heartbeat, ranks and last step that stand there; None for what is
+absent or half written. Each file is replaced whole, so a reader never waits for a writer.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+RecordT = TypeVar("RecordT")
+
+State = Literal["completed", "preempted", "fatal"]
+Phase = Literal["start", "step", "save", "evaluate"]
+
+OUTCOME, HEARTBEAT, METRICS, ATTEMPTS = "outcome.json", "heartbeat.json", "metrics.jsonl", "attempts.jsonl"
+CONTROL, RANKS, STACKS, CHECKPOINTS = "control", "ranks", "stacks", "checkpoints"
+
+_TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended, by its own word; there is none after a crash."""
+
+    state: State
+    step: int
+    message: str
+    reason: str
+    """Who asked for the stop: the text of control/stop, or the signal; empty for ends that nobody asked for."""
+    time: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """What the main rank does now."""
+
+    step: int
+    """Steps finished."""
+    last_step: int
+    """Steps of the whole run."""
+    phase: Phase
+    attempt: int
+    """Number of this start of the run, from 0."""
+    loss: float | None
+    """Of the newest step; None before the first, or where it is not finite."""
+    step_s: float | None
+    """Seconds of the newest step."""
+    samples_per_s: float | None
+    time: float
+
+
+@dataclass(frozen=True)
+class RankProcess:
+    """Where one rank runs, so that a supervisor can reach it."""
+
+    rank: int
+    pid: int
+    node: str
+    """As the scheduler names it, or the host's name."""
+    started: float
+
+
+def node_name() -> str:
+    """This node, as the scheduler names it; virtual nodes share a host."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+def read_outcome(run: Path) -> Outcome | None:
+    return _read(Outcome, run / OUTCOME)
+
+
+def read_heartbeat(run: Path) -> Heartbeat | None:
+    return _read(Heartbeat, run / HEARTBEAT)
+
+
+def read_ranks(run: Path) -> list[RankProcess]:
+    """The ranks of the newest attempt that wrote them, in order."""
+    found = [_read(RankProcess, path) for path in (run / RANKS).glob("rank-*.json")]
+    return sorted((one for one in found if one is not None), key=lambda one: one.rank)
+
+
+def last_step(run: Path) -> int:
+    """The newest step of metrics.jsonl; 0 where there is none."""
+    path = run / METRICS
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue  # torn by a kill
+    return 0
+
+
+def last_saved_step(run: Path) -> int:
+    """The newest step that has a checkpoint; 0 where there is none."""
+    names = [path.name.removeprefix("step-") for path in (run / CHECKPOINTS).glob("step-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def stack_file(run: Path, rank: int) -> Path:
+    """Where a rank writes its stacks when it is sent SIGUSR2."""
+    return run / STACKS / f"rank-{rank}.txt"
+
+
+def ask(run: Path, request: str, reason: str = "") -> None:
+    """Leave a control file, such as stop or profile:10; people of the run folder's group may as well."""
+    folder = run / CONTROL
+    make_control_folder(folder)
+    replace(folder / request, reason)
+
+
+def make_control_folder(folder: Path) -> None:
+    """Writable to the group, whatever the umask, as far as this user may decide it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid == os.getuid():
+        folder.chmod(folder.stat().st_mode | 0o2070)
+
+
+def replace(path: Path, content: str) -> None:
+    """Write a file whole, or leave it as it was."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks that fail alike write at the same time
+    try:
+        partial.write_text(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_record(path: Path, record: Outcome | Heartbeat | RankProcess) -> None:
+    replace(path, json.dumps(asdict(record)) + "\n")
+
+
+def this_rank(rank: int) -> RankProcess:
+    return RankProcess(rank, os.getpid(), node_name(), time.time())
+
+
+def _read(kind: type[RecordT], path: Path) -> RecordT | None:
+    try:
+        return kind(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,69 @@
+"""A moving-average teacher, scheduled weights and matching at every ZeRO stage, against one plain PyTorch process."""
+
+import json
+from pathlib import Path
+
+import engine_cases as cases
+import numpy as np
+import pytest
+import torch
+from launch import run_ranks
+from plain_training import train_plainly
+from safetensors.torch import load_file
+
+from mmpretrain.models.multimodal import MultimodalTransformer
+
+TEACHER = "objectives.features.teacher.network."
+TAU = {1: 0.7, 2: 0.9, 3: 0.9}
+"""From 0.5 to 0.9 over two steps."""
+
+
+def follow(model: MultimodalTransformer, step: int) -> None:
+    """The teacher's recurrence and the weight of the next step, written out."""
+    parameters = dict(model.named_parameters())
+    for name in (name for name in parameters if name.startswith(TEACHER)):
+        student = parameters[f"towers.image.{name.removeprefix(TEACHER)}"].detach()
+        tau = TAU.get(step, 0.0)
+        parameters[name].data = tau * parameters[name].data + (1 - tau) * student
+    model.weights["itc"] = float(np.interp(step, [0, 2], [1.0, 0.25]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher")
+    run_ranks(2, [str(Path(cases.__file__)), "teacher", str(folder)])
+    losses, model = train_plainly("features", 3, follow)
+    state = {name: parameter.detach().flatten() for name, parameter in model.named_parameters()}
+    cases.leave_results(folder, "plain", losses, state)
+    return folder
+
+
+def verdicts(folder: Path, stage: int) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"verdict-features-zero{stage}-*"))]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_losses_weights_and_teacher_equal_one_plain_process(folder: Path, stage: int) -> None:
+    case = f"features-zero{stage}-ranks2-accumulation2"
+    expected = json.loads((folder / "plain.json").read_text())
+    assert json.loads((folder / f"{case}.json").read_text()) == pytest.approx(expected, abs=1e-5)
+    found, plain = load_file(folder / f"{case}.safetensors"), load_file(folder / "plain.safetensors")
+    assert sum(name.startswith(TEACHER) for name in plain) > 20
+    for name, value in plain.items():
+        kept = found[f"{'replica' if name.startswith(TEACHER) else 'master'}/{name}"]
+        torch.testing.assert_close(kept, value, atol=1e-5, rtol=0, msg=name)
+    assert not any(name.startswith(("exp_avg", "master")) and TEACHER in name for name in found)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_restores_the_teacher_at_another_stage(folder: Path, stage: int) -> None:
+    for verdict in verdicts(folder, stage):
+        assert verdict["equal"]
+        assert verdict["there"] == pytest.approx(verdict["after"], abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_skipped_step_leaves_the_teacher_as_it_was(folder: Path, stage: int) -> None:
+    found = verdicts(folder, stage)
+    assert len(found) == 2
+    assert all(verdict["skipped"] and verdict["still"] for verdict in found)
