@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
@@ -29,9 +29,9 @@ class EncoderInputs(nn.Module):
         """Map inputs, and their mask as the batch holds it, to keyword arguments."""
         raise NotImplementedError
 
-    def measure(self, pattern: PreTrainedModel) -> ModelOutput:
+    def measure(self, pattern: PreTrainedModel) -> BaseModelOutputWithPooling:
         """What an encoder like this outline gives for one row: shapes count, values do not."""
-        outputs: ModelOutput = pattern(**self.example())
+        outputs: BaseModelOutputWithPooling = pattern(**self.example())
         return outputs
 
     def example(self) -> TensorDict:
@@ -59,11 +59,11 @@ class WordInputs(EncoderInputs):
             return {"input_ids": inputs}
         return {"input_ids": inputs, "attention_mask": mask.long()}
 
-    def measure(self, pattern: PreTrainedModel) -> ModelOutput:
+    def measure(self, pattern: PreTrainedModel) -> BaseModelOutputWithPooling:
         """Of one layer on the CPU: encoders of words look at the values of their masks."""
         with torch.no_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
             ids = torch.full((1, self.length), 5)
-            outputs: ModelOutput = one_layer(pattern)(input_ids=ids, attention_mask=torch.ones_like(ids))
+            outputs: BaseModelOutputWithPooling = one_layer(pattern)(input_ids=ids, attention_mask=torch.ones_like(ids))
         return outputs
 
     def content(self, found: int) -> int:
@@ -127,7 +127,8 @@ def one_layer(pattern: PreTrainedModel) -> nn.Module:
     """A fresh encoder like the outline, but of a single layer, not training."""
     config = copy.deepcopy(pattern.config)
     config.num_hidden_layers = 1
-    return type(pattern)(config).train(False)
+    encoder: nn.Module = type(pattern)(config)
+    return encoder.train(False)
 
 
 @torch.no_grad()
@@ -135,8 +136,8 @@ def is_causal(pattern: PreTrainedModel) -> bool:
     """Whether a token sees only earlier ones, measured on one fresh layer: no attribute tells it of all encoders."""
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         rows = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
-        hidden = one_layer(pattern)(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state
-    return torch.allclose(*hidden[:, 0], rtol=0, atol=1e-6)
+        first, second = one_layer(pattern)(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state[:, 0]
+    return torch.allclose(first, second, rtol=0, atol=1e-6)
 
 
 def check_length(encoder: PreTrainedModel, length: int, name: str) -> None:

@@ -6,7 +6,7 @@ equal to what the library's feature extractor makes of the same recordings (a re
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -27,6 +27,7 @@ from mmpretrain.layers.spectrogram import FULL_SCALE, LogMel, SpectrogramConfig
 from mmpretrain.modalities.audio import MASK_RATE
 from mmpretrain.models.hf_inputs import EncoderInputs
 
+CountT = TypeVar("CountT", Tensor, int)
 _DECIBELS = math.log(10) / 10
 """Natural logarithms in one decibel."""
 
@@ -85,11 +86,10 @@ class WaveformInputs(EncoderInputs):
     def token_mask(self, mask: Tensor | None) -> Tensor | None:
         if mask is None or not self.config.attention_mask:
             return None
-        samples = self._samples(mask).sum(dim=1)
-        tokens = self.num_tokens(samples)
-        return torch.arange(int(self.num_tokens(self.num_samples)), device=mask.device) < tokens[:, None]
+        tokens = self.num_tokens(self._samples(mask).sum(dim=1))
+        return torch.arange(self.num_tokens(self.num_samples), device=mask.device) < tokens[:, None]
 
-    def num_tokens(self, samples: "Tensor | int") -> "Tensor | int":
+    def num_tokens(self, samples: CountT) -> CountT:
         """Tokens that the convolutions make of so many samples."""
         for kernel, stride in self.convolutions:
             samples = (samples - kernel) // stride + 1
@@ -180,7 +180,8 @@ def sound_field(sound: WaveformConfig | LogMelConfig, seconds: float | None) -> 
 def read_sound(name: str, encoder: PretrainedConfig, required: bool) -> WaveformConfig | LogMelConfig:
     """How the weights under a name want their sound, from preprocessor_config.json."""
     try:
-        return _sound_of(name, AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False))
+        extractor = AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        return _sound_of(name, extractor)
     except (OSError, ValueError) as error:
         if required:
             raise ConfigError(
@@ -193,9 +194,11 @@ def read_sound(name: str, encoder: PretrainedConfig, required: bool) -> Waveform
 def _default_extractor(name: str, encoder: PretrainedConfig) -> FeatureExtractionMixin:
     fields = encoder.to_dict()
     if "conv_kernel" in fields:
-        return Wav2Vec2FeatureExtractor(return_attention_mask=fields.get("feat_extract_norm") == "layer")
+        masked = fields.get("feat_extract_norm") == "layer"
+        return Wav2Vec2FeatureExtractor(return_attention_mask=masked)  # type: ignore[no-untyped-call]
     if "frequency_stride" in fields:
-        return ASTFeatureExtractor(num_mel_bins=encoder.num_mel_bins, max_length=encoder.max_length)
+        sizes = {"num_mel_bins": encoder.num_mel_bins, "max_length": encoder.max_length}
+        return ASTFeatureExtractor(**sizes)  # type: ignore[no-untyped-call]
     if "spec_size" in fields:
         return ClapFeatureExtractor(feature_size=encoder.num_mel_bins, truncation="rand_trunc")
     raise ConfigError(f"{name} reads sound in a way that is not known here; set the tower's sound")

@@ -175,7 +175,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
                 module.gradient_checkpointing = enabled
             elif isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = enabled
-                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+                again = partial(checkpoint, use_reentrant=False)
+                module._gradient_checkpointing_func = again  # type: ignore[assignment]
 
     def init_weights(self) -> None:
         """Every part initialised itself when it was built, so that nothing is left to do."""

@@ -40,7 +40,7 @@ def groups(folder: Path) -> dict[str, dict[str, dict[str, object]]]:
     return {
         "first": {"image": auto("dino", "class"), "video": flow, "audio": auto("ast", "pooler"), "text": text},
         "second": {"image": network("resnet18") | trained, "audio": auto("clap_fused", "pooler"), "text": text},
-        "third": {"video": network("s3d", 8), "text": text},
+        "third": {"video": network("s3d", 16), "text": text},
         "fourth": {"video": network("swin3d_t", 2), "audio": auto("wav2vec2_layer", seconds=0.1), "text": text},
         "fifth": {"video": frames, "audio": auto("hubert", seconds=0.1), "text": text},
         "sixth": {"video": network("r3d_18", 8, 16), "text": text},

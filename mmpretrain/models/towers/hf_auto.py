@@ -179,7 +179,7 @@ def _as_sequence(hidden: Tensor) -> Tensor:
 def _measure(config: HFAutoTowerConfig, pattern: PreTrainedModel, inputs: EncoderInputs, modality: str) -> TowerFacts:
     """Run the encoder once, without memory or arithmetic where that can be, and look at what comes out."""
     outputs = inputs.measure(pattern)
-    found = outputs.last_hidden_state
+    found = outputs["last_hidden_state"]
     if found.dim() < 3:
         raise ConfigError(f"{config.name} gives hidden states of shape {list(found.shape)}, not a sequence of tokens")
     if config.pooling == "pooler" and outputs.get("pooler_output") is None:
