@@ -4,14 +4,13 @@ Enter: a network of another library. Leaves: the same network, in which each bat
 trained with, or is group norm where it was not trained. Legend: B rows, C channels.
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_GROUPS = 32
-"""Of group norm (Wu and He, arXiv 1803.08494), as far as they divide the channels."""
+_MOST_GROUPS = 32
+"""Of group norm (Wu and He, arXiv 1803.08494); fewer where these do not divide the channels, or into single ones, which
+would be zero on a map of one place."""
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -62,4 +61,6 @@ def _with_statistics(norm: _BatchNorm) -> FixedStatisticsNorm:
 
 def _without_statistics(norm: _BatchNorm) -> nn.GroupNorm:
     channels = norm.num_features
-    return nn.GroupNorm(math.gcd(_GROUPS, channels), channels, device=norm.weight.device)
+    most = max(1, min(_MOST_GROUPS, channels // 2))
+    groups = next(number for number in range(most, 0, -1) if channels % number == 0)
+    return nn.GroupNorm(groups, channels, device=norm.weight.device)

@@ -133,7 +133,7 @@ def test_batch_norm_is_replaced_by_what_it_computes_in_evaluation_or_by_group_no
     for theirs, ours, shape in zip((norms[0], norms[1], norms[2]), fixed, shapes, strict=True):
         values = torch.randn(shape)
         torch.testing.assert_close(ours.train()(values), theirs.eval()(values))
-    assert [module.num_groups for module in grouped.modules() if isinstance(module, nn.GroupNorm)] == [16, 1, 2]
+    assert [module.num_groups for module in grouped.modules() if isinstance(module, nn.GroupNorm)] == [24, 15, 3]
 
 
 @pytest.mark.parametrize("rgb", [FRAMES, TUBES], ids=["frames", "native"])
