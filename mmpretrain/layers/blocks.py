@@ -3,7 +3,7 @@
 Shape legend: B rows, L tokens, K context tokens, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Literal, get_args
 
@@ -61,6 +61,28 @@ class CheckpointedBlock(nn.Module):
             recomputed: Tensor = checkpoint(self.run, *inputs, use_reentrant=False)
             return recomputed
         return self.run(*inputs)
+
+
+class CheckpointedChain(CheckpointedBlock):
+    """Modules one after the other under their own names, each a unit of checkpointing if it has parameters."""
+
+    def __init__(self, links: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        for name, link in links.items():
+            self.add_module(name, link)
+
+    def forward(self, values: Tensor) -> Tensor:  # type: ignore[override]
+        for link in self.children():
+            values = self._link(link, values)
+        return values
+
+    def _link(self, link: nn.Module, values: Tensor) -> Tensor:
+        whole = isinstance(link, CheckpointedChain) or next(link.parameters(), None) is None
+        if whole or not (self.gradient_checkpointing and self.training):
+            passed: Tensor = link(values)
+            return passed
+        recomputed: Tensor = checkpoint(link, values, use_reentrant=False)
+        return recomputed
 
 
 class Block(CheckpointedBlock):

@@ -38,8 +38,9 @@ class AudioCodecConfig(CodecConfig):
     A video without a sound track lacks audio, as `missing` says; one whose track is damaged is unusable."""
     segment: Literal["random", "first", "centre"] = "random"
     """Which stretch of a longer recording is used; random: any in training, the centre in evaluation."""
-    short: Literal["pad", "repeat"] = "pad"
-    """What follows a shorter recording: padding, which the mask tells, or the recording again."""
+    short: Literal["pad", "repeat", "repeat_whole"] = "pad"
+    """What follows a shorter recording: padding, which the mask tells; the recording again; or the recording as often
+    as it fits whole, then padding (CLAP)."""
     max_seconds: float = Field(3600.0, gt=0)
     """Longer recordings are unusable, and nothing of them is decoded."""
     max_channels: int = Field(8, gt=0)
@@ -83,10 +84,15 @@ class AudioCodec:
         samples = recording.read_at(self.sample_rate, self._begin(recording, draw), self.length)
         if not len(samples):
             raise SampleError("the audio holds no samples")
+        samples = self._repeated(samples)
         counts = np.arange(self.fields["audio.mask"].shape[0]) * (self.sample_rate // MASK_RATE) < len(samples)
-        if self.config.short == "repeat":
-            samples, counts = np.resize(samples, self.length), np.ones_like(counts)
         return {"audio": _sixteen_bits(np.pad(samples, (0, self.length - len(samples)))), "audio.mask": counts}
+
+    def _repeated(self, samples: Samples) -> Samples:
+        """A short recording again, as often as the config says."""
+        if self.config.short == "repeat":
+            return np.resize(samples, self.length)
+        return np.tile(samples, self.length // len(samples) if self.config.short == "repeat_whole" else 1)
 
     def _recording(self, members: Mapping[str, bytes]) -> EncodedAudio:
         """A video may lack a sound track, as a sample may lack a member; an audio file without sound is broken."""

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import discover
@@ -149,15 +149,6 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             if not name.startswith(tuple(self._scaffolding()))
         }
 
-    def train(self, mode: bool = True) -> MultimodalTransformer:
-        """As everywhere, but batch norm whose weights are frozen keeps its statistics too."""
-        super().train(mode)
-        for module in self.modules():
-            learns = [parameter.requires_grad for parameter in module.parameters()]
-            if isinstance(module, _BatchNorm) and learns and not any(learns):
-                module.train(False)
-        return self
-
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
         return {
@@ -182,8 +173,10 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         for module in self.modules():
             if isinstance(module, CheckpointedBlock):
                 module.gradient_checkpointing = enabled
-            elif isinstance(module, PreTrainedModel) and module is not self and module.supports_gradient_checkpointing:
-                _switch_checkpointing(module, enabled)
+            elif isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = enabled
+                again = partial(checkpoint, use_reentrant=False)
+                module._gradient_checkpointing_func = again  # type: ignore[assignment]
 
     def init_weights(self) -> None:
         """Every part initialised itself when it was built, so that nothing is left to do."""
@@ -313,13 +306,6 @@ def _check_objective(name: str, objective: ObjectiveConfig, model: ModelConfig) 
         )
     if lack := model.lacking_fusion(objective):
         raise ConfigError(f"objective {name} {lack}")
-
-
-def _switch_checkpointing(model: PreTrainedModel, enabled: bool) -> None:
-    if enabled:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        model.activation_checkpointing_disable()  # type: ignore[no-untyped-call]
 
 
 AutoConfig.register(MultimodalConfig.model_type, MultimodalConfig)

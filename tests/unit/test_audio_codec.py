@@ -5,9 +5,11 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
+from clips import CLIPS
 from media import counting_frames, m4a, recording, tone, video
 
 from mmpretrain.core.audio_bytes import AudioLimits, EncodedAudio, read_header
@@ -16,17 +18,6 @@ from mmpretrain.core.types import FieldSpec
 from mmpretrain.modalities.audio import AudioCodec, AudioCodecConfig
 
 NO_LIMIT = AudioLimits(max_seconds=1e6, max_channels=64)
-CLIPS = {
-    "big_buck_bunny_0_30.webm": (44_100, 2, 1_323_970),
-    "big_buck_bunny_432_433.webm": (44_100, 2, 44_453),
-    "chaplin.mp4": (44_100, 2, 423_983),
-    "example.mp4": "the file has no audio",
-    "example2.mp4": (44_100, 2, 88_751),
-    "fire2.mp4": (48_000, 1, 115_991),  # 108,544 samples and a gap of 0.155 s
-    "no_duration.webm": (48_000, 2, 233_232),
-    "video_with_failing_audio.mp4": (44_100, 2, 495_407),
-}
-"""Rate, channels and samples of the sound of each clip, or why it has none."""
 
 
 def build(length: int = 1600, rate: int | None = 16_000, **fields: object) -> AudioCodec:
@@ -102,6 +93,9 @@ def test_a_shorter_recording_is_padded_and_the_mask_tells_or_repeated() -> None:
     assert padded["audio.mask"].tolist() == [True] * 4 + [False] * 6
     repeated = build(short="repeat").decode(members, None)
     assert repeated["audio"].tolist() == [7] * 1600 and repeated["audio.mask"].all()
+    whole = build(short="repeat_whole").decode(members, None)
+    assert whole["audio"].tolist() == [7] * 1500 + [0] * 100
+    assert whole["audio.mask"].tolist() == [True] * 10  # the last block holds 60 samples
 
 
 def test_the_sound_of_a_video_is_a_recording_and_a_file_comes_before_it() -> None:
@@ -125,13 +119,20 @@ def test_what_soundfile_does_not_read_pyav_does() -> None:
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_every_clip_gives_its_samples_or_its_reason(name: str, shared_data: Path) -> None:
-    content, expected = (shared_data / "clips" / name).read_bytes(), CLIPS[name]
+    path, expected = shared_data / "clips" / name, CLIPS[name].sound
+    content = path.read_bytes()
     if isinstance(expected, str):
         with pytest.raises(SampleError, match=expected):
             header(content)
         return
     encoded = header(content)
-    assert (encoded.sample_rate, encoded.channels, encoded.num_samples) == expected
+    assert (encoded.sample_rate, encoded.channels, encoded.num_samples) == (
+        expected.rate,
+        expected.channels,
+        expected.samples,
+    )
+    with av.open(str(path)) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) == expected.decoded
     whole = encoded.read(0, 10**9)
     assert len(whole) == encoded.num_samples and np.abs(whole).max() <= 1.5
     middle = encoded.num_samples // 2

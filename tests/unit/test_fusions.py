@@ -267,7 +267,63 @@ def test_the_formula_of_a_gated_layer_is_softmax_of_scaled_products():
     )
 
 
-def test_late_pools_equal_their_definitions():
+def test_the_formula_of_a_cross_layer_is_softmax_of_scaled_products_of_each_pair():
+    """Two heads of NumPy: softmax(Q_A K_B^T / sqrt(d)) V_B over [null, B], for A each modality and B all others."""
+    fusion, inputs, masks = three(CrossFusionConfig(width=16, depth=1, heads=2))
+    streams, null = {m: fusion.adapters[m](inputs[m]) for m in THREE}, fusion.null(5)
+    fused = fusion(inputs, masks)
+    for m in THREE:
+        block, others = fusion.layers[0].blocks[m], [other for other in THREE if other != m]
+        tokens = streams[m] + block.attention(block.norm1(streams[m]), masks[m])
+        context = block.norm_context(torch.cat([null, *(streams[other] for other in others)], 1))
+        counts = torch.cat([torch.ones(5, 1, dtype=torch.bool), *(masks[other] for other in others)], 1).numpy()
+        attention = block.cross_attention
+        query = attention.query(block.norm_cross(tokens)).detach().numpy()
+        key, value = np.split(attention.key_value(context).detach().numpy(), 2, axis=-1)
+        seen = []
+        for head in (slice(0, 8), slice(8, 16)):
+            scores = query[..., head] @ key[..., head].transpose(0, 2, 1) / math.sqrt(8)
+            seen.append(softmax(np.where(counts[:, None], scores, -np.inf), axis=-1) @ value[..., head])
+        weight, bias = attention.out_proj.weight.detach().numpy(), attention.out_proj.bias.detach().numpy()
+        moved = tokens.detach() + torch.from_numpy(np.concatenate(seen, -1) @ weight.T + bias)
+        expected = fusion.norms[m](moved + block.mlp(block.norm2(moved)))
+        here = masks[m]
+        torch.testing.assert_close(fused[m][here], expected[here], atol=1e-12, rtol=0)
+
+
+def test_each_modality_is_fed_by_its_own_expert_and_attends_to_all():
+    fusion, inputs, _ = three(EarlyFusionConfig(width=FUSED, depth=1, heads=2, experts=True))
+    block, lengths = fusion.blocks[0], {"shared": 1} | {m: inputs[m].shape[1] for m in THREE}
+    tokens = torch.cat([fusion.class_token(5), *(fusion.adapters[m](inputs[m]) for m in THREE)], 1)
+    tokens = tokens + block.attention(block.norm1(tokens))
+    parts = block.norm2(tokens).split(list(lengths.values()), 1)
+    fed = torch.cat([block.experts[name](part) for name, part in zip(lengths, parts, strict=True)], 1)
+    expected = fusion.norm(tokens + fed)
+    fused = fusion(inputs, {})
+    found = torch.cat([fused["pooled"][:, None], *(fused[m] for m in THREE)], 1)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_the_mean_of_late_fusion_is_over_the_modalities_a_row_has():
+    fusion, inputs, masks = three(LateFusionConfig(pooled="mean", width=FUSED))
+    found = fusion(inputs, masks)["pooled"]
+    for row in range(5):
+        vectors = [fusion.adapters[m](inputs[m])[row, 0] for m in THREE if masks[m][row].any()]
+        torch.testing.assert_close(found[row], torch.stack(vectors).mean(0), atol=1e-12, rtol=0)
+
+
+def test_concatenation_puts_a_learned_vector_where_a_modality_is_absent():
+    fusion, inputs, masks = three(LateFusionConfig(pooled="concat", width=FUSED))
+    found = fusion(inputs, masks)["pooled"]
+    for row in range(5):
+        parts = [
+            fusion.adapters[m](inputs[m])[row, 0] if masks[m][row].any() else fusion.absent[m].weight for m in THREE
+        ]
+        mixed = fusion.mix(fusion.norm(torch.cat(parts)))
+        torch.testing.assert_close(found[row], mixed + fusion.mlp(mixed), atol=1e-12, rtol=0)
+
+
+def test_gated_late_fusion_weighs_by_the_softmax_of_scores():
     fusion, inputs, masks = three(LateFusionConfig(pooled="gated", width=FUSED))
     found = fusion(inputs, masks)["pooled"].detach().numpy()
     for row in range(5):

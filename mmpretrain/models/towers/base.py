@@ -38,10 +38,12 @@ class Tower(Layered):
         """Take over the weights the config names, once, when a model is created; most towers have none."""
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The blocks in the order in which tokens pass them; by default the longest list of modules of one class."""
+        """The blocks in the order in which tokens pass them; by default all of the class of which the longest list is,
+        since some encoders have a list for each stage."""
         lists = [module for module in self.modules() if isinstance(module, nn.ModuleList)]
         alike = [list(each) for each in lists if len({type(module) for module in each}) == 1]
-        return max(alike, key=len, default=[])
+        longest = max(alike, key=len, default=[])
+        return [module for module in self.modules() if type(module) in {type(block) for block in longest}]
 
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         """Score hidden states [N, D] against the word embeddings: [N, vocab]."""
