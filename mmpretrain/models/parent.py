@@ -97,9 +97,7 @@ def _transformers(name: str, config: PretrainedConfig, child: Mapping[str, Tower
         towers=towers,
         weights=native.weights | whole.weights,
         tokenizer=_tokenizer(name),
-        obstacles={
-            modality: _obstacle(config.model_type, modality, name) for modality in child if modality not in towers
-        },
+        obstacles={modality: _obstacle(config.model_type, modality, name) for modality in missing},
         unread={part: tensor.numel() for part, tensor in state.items() if part not in used},
     )
 

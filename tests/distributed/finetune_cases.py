@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from engine_cases import GLOBAL_BATCH, full_state, leave_results, run_config, train
+from torch import Tensor
 
 from mmpretrain.config import RunConfig
 from mmpretrain.core.collectives import barrier, rank, world_size
@@ -30,6 +31,8 @@ CASES: dict[str, dict[str, object]] = {
     "lora": {"lora": {"rank": 2, "alpha": 4, "targets": ["attention", "mlp"]}},
 }
 STAGES = {"whole": (2, 3), "last-block": (0, 2, 3), "heads": (2, 3), "locked": (2, 3), "lora": (0, 1, 2, 3)}
+RESTORED = ("last-block", "lora")
+"""Cases whose checkpoints are read again, each by another stage."""
 PAIRS = [(case, stage) for case, stages in STAGES.items() for stage in stages]
 
 
@@ -51,28 +54,33 @@ def build(config: RunConfig, seed: int = 7) -> MultimodalTransformer:
 
 
 def check(case: str, stage: int, folder: Path) -> None:
-    config = config_of(case, stage, GLOBAL_BATCH // world_size() // 2)
+    config = config_of(case, stage, GLOBAL_BATCH // world_size())
     engine = Engine(build(config), config, torch.device("cpu"))
     losses = train(engine, range(STEPS))
-    state = full_state(engine)
-    leave_results(folder, f"{case}-zero{stage}", losses, state)
-    name = f"{case}-zero{stage}"
-    checkpoint.save(engine, folder / name, Position(STEPS, STEPS * GLOBAL_BATCH, "d"), "seed: 0\n")
-    following = train(engine, range(STEPS, STEPS + 1))
+    state, name = full_state(engine), f"{case}-zero{stage}"
+    leave_results(folder, name, losses, state)
+    if case in RESTORED:
+        checkpoint.save(engine, folder / name, Position(STEPS, STEPS * GLOBAL_BATCH, "d"), "seed: 0\n")
+        check_restored(case, folder / name, state, train(engine, range(STEPS, STEPS + 1)))
     engine.deepspeed.destroy()
 
-    other = config_of(case, STAGES[case][STAGES[case].index(stage) - 1], config.micro_batch_size)
-    restored = Engine(build(other, seed=8), other, torch.device("cpu"))
-    checkpoint.load(restored, folder / name)
-    found = full_state(restored)
+
+def check_restored(case: str, saved: Path, state: dict[str, Tensor], following: list[float]) -> None:
+    """Load into an engine of another stage, and take the step that followed."""
+    stages = STAGES[case]
+    stage = stages[stages.index(int(saved.name[-1])) - 1]
+    config = config_of(case, stage, GLOBAL_BATCH // world_size())
+    engine = Engine(build(config, seed=8), config, torch.device("cpu"))
+    checkpoint.load(engine, saved)
+    found = full_state(engine)
     verdict = {
         "names": sorted(set(found) ^ set(state)),
         "changed": sorted(key for key in state if not torch.equal(found[key], state[key])),
-        "next": [following[0], train(restored, range(STEPS, STEPS + 1))[0]],
+        "next": [*following, *train(engine, range(STEPS, STEPS + 1))],
     }
-    restored.deepspeed.destroy()
+    engine.deepspeed.destroy()
     if rank() == 0:
-        (folder / f"restored-{name}.json").write_text(json.dumps(verdict))
+        saved.with_suffix(".restored.json").write_text(json.dumps(verdict))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning on 2 ranks: every way equals plain PyTorch at every ZeRO stage, and what is frozen stays bitwise."""
+"""Fine-tuning on 2 ranks equals plain PyTorch at every ZeRO stage, and what is frozen stays bitwise as it was."""
 
 import json
 from pathlib import Path
@@ -93,8 +93,8 @@ def test_frozen_weights_stay_bitwise_and_the_others_move(results: Path, case: st
         assert all(not torch.equal(state[f"master/{name}"], before[name]) for name in adapters)
 
 
-@pytest.mark.parametrize(("case", "stage"), cases.PAIRS)
+@pytest.mark.parametrize(("case", "stage"), [pair for pair in cases.PAIRS if pair[0] in cases.RESTORED])
 def test_a_checkpoint_brings_frozen_and_learning_weights_to_another_stage(results: Path, case: str, stage: int) -> None:
-    verdict = json.loads((results / f"restored-{case}-zero{stage}.json").read_text())
+    verdict = json.loads((results / f"{case}-zero{stage}.restored.json").read_text())
     assert verdict["names"] == [] and verdict["changed"] == []
     assert verdict["next"][1] == pytest.approx(verdict["next"][0], abs=1e-6)

@@ -162,8 +162,8 @@ def test_contradictions_are_refused_where_the_config_is_read() -> None:
     with pytest.raises(ValidationError, match="saw 2, but every tower has LoRA adapters"):
         FinetuneConfig.model_validate({"train": 2, "lora": {}})
     demo = configs_folder() / "demo.yaml"
-    for override in ("finetune.towers.audio=frozen", "finetune.lora.towers=[audio]"):
-        with pytest.raises(ConfigError, match=r"names the tower audio, the model has image, text"):
+    for override in ("finetune.towers.speech=frozen", "finetune.lora.towers=[speech]"):
+        with pytest.raises(ConfigError, match=r"names the tower speech, the model has image"):
             load_run_config(demo, (override,))
     with pytest.raises(ConfigError, match="finetune.train"):
         load_run_config(demo, ("finetune.train=0",))
