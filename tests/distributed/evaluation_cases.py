@@ -82,7 +82,7 @@ def text_codec() -> TextCodec:
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH, pad_id=PAD, pad_token="<pad>")
-    return TextCodec("text", None, tokenizer, LENGTH, "first")
+    return TextCodec(tokenizer, LENGTH, "first")
 
 
 def captions(sample: int) -> list[str]:

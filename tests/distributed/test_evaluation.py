@@ -193,7 +193,7 @@ def test_probes_see_the_embeddings_and_the_pooled_vectors(one: tuple[Figures, Pa
 def test_a_loss_without_a_modality_is_that_of_a_fusion_over_the_others(one: tuple[Figures, Path]) -> None:
     context = context_of([], one[1])
     batch = context.batch(samples(range(SAMPLES)))
-    objective, mae, told = (context.model.objectives[name] for name in ("mlm_seen", "mae", "mae_told"))
+    objective, mae, aware = (context.model.objectives[name] for name in ("mlm_seen", "mae", "mae_told"))
     told = batch["text.mask"] & torch.stack([batch[f"{m}.present"] for m in ("text", "image", "audio")]).all(0)[:, None]
     masked = objective.masking(batch["text"], objective.masking.eligible(batch["text"], told), batch["draw"])
     places, weights = masked.positions[:, :, None], masked.weights.flatten()
@@ -210,12 +210,12 @@ def test_a_loss_without_a_modality_is_that_of_a_fusion_over_the_others(one: tupl
             right = (((logits.argmax(-1) == masked.targets.flatten()) * weights).sum() / weights.sum()).item()
             assert one[0][f"val/mlm_seen_acc{taken and '_no_' + taken}"] == pytest.approx(right)
         reconstructed = mae.encode(encoder)["sum"] / mae.count(batch)
-        split = told.masking(batch["draw"])
+        split = aware.masking(batch["draw"])
         seen = encoder.fuse({"image": encoder.tower("image", keep=split.visible)})["image"]
         patches = encoder.patches("image")
         targets = normalise_patches(at_patches(patches, split.hidden))
-        errors = (told.decoder(seen, split.visible, split.hidden) - targets).square().mean(-1).sum(1)
-    blind = errors[told.present(batch)].sum() / told.count(batch)
+        errors = (aware.decoder(seen, split.visible, split.hidden) - targets).square().mean(-1).sum(1)
+    blind = errors[aware.present(batch)].sum() / aware.count(batch)
     assert one[0]["val/loss_mae_told_no_text"] == pytest.approx(blind.item(), rel=1e-5)
     assert one[0]["val/loss_mae_told"] != pytest.approx(blind.item(), rel=1e-6)
     assert one[0]["val/loss_mae"] == pytest.approx(reconstructed.item(), rel=1e-5)
@@ -272,6 +272,6 @@ def test_evaluating_leaves_training_as_it_was(partitioned: dict[str, dict[str, A
 
 
 def own_picture(key: str) -> str:
-    """Path of the thumbnail of a sample: rows are numbered without the one that has no image."""
+    """Path of the thumbnail of a sample: rows are numbered without those that lack an image or a caption."""
     number = int(key.removeprefix("shard/"))
-    return f"thumbnails/{number - (number > WITHOUT_IMAGE):08d}.jpg"
+    return f"thumbnails/{number - sum(number > lacking for lacking in (WITHOUT_IMAGE, WITHOUT_CAPTION)):08d}.jpg"
