@@ -6,6 +6,8 @@ runs with adapters.
 """
 
 import re
+from collections.abc import Mapping
+from typing import cast
 
 from torch import nn
 
@@ -24,12 +26,17 @@ def add_adapters(model: MultimodalTransformer, config: FinetuneConfig) -> None:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
-    for modality, tower in model.towers.items():
+    for modality, tower in towers_of(model).items():
         if config.adapts(modality):
             names = _targets(tower, modality, config.lora)
             pattern = "|".join(re.escape(name) for name in names)
             adapters = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=pattern)
             inject_adapter_in_model(adapters, tower)
+
+
+def towers_of(model: MultimodalTransformer) -> Mapping[str, Tower]:
+    """The model's towers under their names."""
+    return cast(Mapping[str, Tower], model.towers)
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.models.finetune import FinetuneConfig
-from mmpretrain.models.lora import MARK, add_adapters
+from mmpretrain.models.lora import MARK, add_adapters, towers_of
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.towers.base import Tower
 
@@ -32,7 +32,7 @@ def prepare(model: MultimodalTransformer, config: FinetuneConfig) -> None:
 def learning_rate_shares(model: MultimodalTransformer, config: FinetuneConfig) -> dict[str, float]:
     """Parameter -> its share of the learning rate, for those below the full rate: decay ^ (blocks + 1 - depth)."""
     shares = {}
-    for modality, tower in model.towers.items():
+    for modality, tower in towers_of(model).items():
         behind = len(tower.blocks()) + 1
         for name, depth in depths(tower).items():
             if depth < behind and config.layer_decay < 1:
@@ -57,7 +57,7 @@ def depths(tower: Tower) -> dict[str, int]:
 
 
 def _frozen(model: MultimodalTransformer, config: FinetuneConfig) -> Iterator[str]:
-    for modality, tower in model.towers.items():
+    for modality, tower in towers_of(model).items():
         trained = config.trained(modality)
         if trained == "whole":
             continue

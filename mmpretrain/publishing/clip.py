@@ -89,7 +89,7 @@ def clip_state(pair: DualEncoder) -> State:
     return to_theirs(table, pair.state, shapes_of(CLIPModel, clip_config(pair)))
 
 
-def shapes_of(kind: Callable[[PretrainedConfig], PreTrainedModel], config: PretrainedConfig) -> Shapes:
+def shapes_of(kind: Callable[..., PreTrainedModel], config: PretrainedConfig) -> Shapes:
     """Shapes of the weights of a transformers model, without memory."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}

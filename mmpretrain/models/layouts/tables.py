@@ -47,7 +47,7 @@ def _moved(
     moved: State = {}
     for sources, targets in rows:
         joined = torch.cat([source[name].reshape(-1) for name in sources])
-        pieces = joined.split([torch.Size(shapes[name]).numel() for name in targets])
+        pieces = torch.split(joined, [torch.Size(shapes[name]).numel() for name in targets])
         moved |= {name: piece.view(tuple(shapes[name])) for name, piece in zip(targets, pieces, strict=True)}
     return moved
 

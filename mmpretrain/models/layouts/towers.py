@@ -3,9 +3,11 @@
 Enter: the config of an encoder, how its pixels are normalised. Leave: fields of a native tower.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
-from transformers import PretrainedConfig
+from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
 
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.models.layouts.tables import HIDDEN_ACT, activation_of
@@ -30,6 +32,11 @@ HALVES = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """From -1 to 1, as ViT and SigLIP were published."""
 
 
+def halves(config: CLIPConfig | SiglipConfig) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """The configs of the image and the text half."""
+    return cast(PretrainedConfig, config.vision_config), cast(PretrainedConfig, config.text_config)
+
+
 def native_tower(config: PretrainedConfig) -> dict[str, object]:
     """Fields that every encoder has; refuses an activation that native towers lack."""
     activation = activation_of(config.hidden_act)
@@ -47,6 +54,17 @@ def native_tower(config: PretrainedConfig) -> dict[str, object]:
         "activation": activation,
         "norm_eps": config.layer_norm_eps,
     }
+
+
+def edge(size: int | Sequence[int]) -> int:
+    """Height and width of a square; refuses others, which native towers do not have."""
+    sizes = {size} if isinstance(size, int) else set(size)
+    if len(sizes) > 1:
+        raise CheckpointError(
+            f"its images or patches are of size {size} and those of native towers are square; give the model a tower "
+            "of kind hf_auto"
+        )
+    return sizes.pop()
 
 
 def words_stem(config: PretrainedConfig, eos_id: int | None) -> dict[str, object]:
