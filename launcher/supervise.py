@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from launcher import bad_nodes, preflight, stacks
-from launcher.allocation import SCHEDULERS_REASONS, Allocation, LocalAllocation
+from launcher.allocation import ENDED, SCHEDULERS_REASONS, Allocation, LocalAllocation
 from launcher.history import Action, Attempt, Decision, Ending, History, decide
 from launcher.progress import progress_line
 from launcher.slurm_allocation import SlurmAllocation
@@ -187,14 +187,16 @@ class Supervisor:
         measured = self.history.measured(known)
         queue_again = end.asked_by_scheduler and self.allocation.requeues
         decision = decide(past, measured, queue_again, self.spec.cluster.restarts)
-        if self.asked and decision.action is Action.RESTART:
+        if self.asked == ENDED and decision.action in (Action.RESTART, Action.REQUEUE):
+            decision = Decision(Action.LEFT, decision.reason)
+        elif self.asked and decision.action is Action.RESTART:
             decision = Decision(Action.REQUEUE if self.allocation.requeues else Action.DONE, decision.reason)
         self.history.end(replace(measured, action=decision.action, reason=decision.reason))
         return decision
 
     def _leave(self, decision: Decision, end: _End) -> int:
         (self.spec.run / run_files.CONTROL / "stop").unlink(missing_ok=True)
-        if decision.action is Action.DONE:
+        if decision.action in (Action.DONE, Action.LEFT):
             return 0
         if decision.action is Action.REQUEUE:
             queued = self.allocation.requeue()
