@@ -89,7 +89,7 @@ def test_fine_tuning_has_the_same_ways_in() -> None:
     for entry in (["-m", "mmpretrain.finetune"], ["-m", "mmpretrain", "finetune"]):
         result = subprocess.run([sys.executable, *entry, "--help"], capture_output=True, text=True)
         assert result.returncode == 0
-        assert "finetune [OPTIONS] {CONFIG} [key=value]..." in result.stdout and "--from" in result.stdout
+        assert "finetune [OPTIONS] {CONFIG}" in result.stdout and "--from" in result.stdout
 
 
 def test_the_installed_command_answers() -> None:
