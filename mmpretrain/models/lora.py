@@ -1,8 +1,8 @@
 """Low-rank adapters in the towers, by the peft library.
 
 Enter: a model and the adapters' config. Leave: the model with adapters beside its linear layers, at first without
-effect; or, merged, without them. Refused: targets that name no linear layer. peft is imported only here, and only for
-runs with adapters.
+effect; or, merged, without them. Refused: targets that name no linear layer; adapters where peft is not installed, which is
+imported only here and only for them.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import cast
 
 from torch import nn
 
+from mmpretrain.core.containers import require
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.models.finetune import FinetuneConfig, LoRAConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -24,6 +25,7 @@ def add_adapters(model: MultimodalTransformer, config: FinetuneConfig) -> None:
     """Put adapters into the towers that have them, in place; the new weights are drawn from torch's generator."""
     if config.lora is None:
         return
+    require("peft", "lora", "finetune.lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     for modality, tower in towers_of(model).items():

@@ -167,3 +167,11 @@ def test_contradictions_are_refused_where_the_config_is_read() -> None:
             load_run_config(demo, (override,))
     with pytest.raises(ConfigError, match="finetune.train"):
         load_run_config(demo, ("finetune.train=0",))
+
+
+def test_adapters_without_their_library_are_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mmpretrain.core.containers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"finetune.lora needs peft, .* pip install 'mmpretrain\[lora\]'"):
+        prepared(lora={})
