@@ -1,8 +1,8 @@
 """Low-rank adapters in the towers, by the peft library.
 
 Enter: a model and the adapters' config. Leave: the model with adapters beside its linear layers, at first without
-effect; or, merged, without them. Refused: targets that name no linear layer; adapters where peft is not installed, which is
-imported only here and only for them.
+effect; or, merged, without them. Refused: targets that name no linear layer, and any adapters where peft is
+not installed; it is imported only here.
 """
 
 import re
