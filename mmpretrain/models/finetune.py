@@ -19,7 +19,7 @@ class LoRAConfig(Config):
 
     rank: PositiveInt = 8
     """Rank of each adapter."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: PositiveInt = 16
     """The adapter's output counts alpha / rank times."""
     targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Linear layers by their names or those of a part around them, e.g. [attention, mlp.fc1]; null: every linear

@@ -1,14 +1,15 @@
 """Low-rank adapters in the towers, by the peft library.
 
 Enter: a model and the adapters' config. Leave: the model with adapters beside its linear layers, at first without
-effect; or, merged, without them. Refused: targets that name no linear layer. peft is imported only here, and only for
-runs with adapters.
+effect; or, merged, without them. Refused: targets that name no linear layer, and any adapters where peft is
+not installed; it is imported only here.
 """
 
 import re
 
 from torch import nn
 
+from mmpretrain.core.containers import require
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.models.finetune import FinetuneConfig, LoRAConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -22,14 +23,14 @@ def add_adapters(model: MultimodalTransformer, config: FinetuneConfig) -> None:
     """Put adapters into the towers that have them, in place; the new weights are drawn from torch's generator."""
     if config.lora is None:
         return
+    require("peft", "lora", "finetune.lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     for modality, tower in model.towers_by_modality().items():
         if config.adapts(modality):
             names = _targets(tower, modality, config.lora)
             pattern = "|".join(re.escape(name) for name in names)
-            rank, alpha = config.lora.rank, config.lora.alpha
-            adapters = LoraConfig(r=rank, lora_alpha=alpha, target_modules=pattern)  # type: ignore[arg-type]
+            adapters = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=pattern)
             inject_adapter_in_model(adapters, tower)
 
 

@@ -20,15 +20,14 @@ from transformers.utils.hub import cached_file
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmpretrain.models.config import ModelConfig
-from mmpretrain.models.hf_encoders import encoder_of
 from mmpretrain.models.layouts.clip import LOGIT_SCALE, clip_architecture, clip_table
 from mmpretrain.models.layouts.siglip import LOGITS, siglip_architecture, siglip_table
 from mmpretrain.models.layouts.tables import State, Table, to_ours
-from mmpretrain.models.layouts.towers import HALVES, Channels, Pixels, halves_of
+from mmpretrain.models.layouts.towers import HALVES, Channels, Pixels, halves
 from mmpretrain.models.layouts.vit import vit_architecture, vit_table
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
 from mmpretrain.models.towers.base import TowerConfig
-from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig
+from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig, encoder_of
 
 NATIVE_TYPES = ("clip", "siglip", "vit")
 """Architectures of transformers that native towers compute as well."""
@@ -174,10 +173,10 @@ class _Reading:
 def _native_reading(config: PretrainedConfig, name: str) -> _Reading | None:
     pixels = _pixels(name) or (Pixels(CLIP_MEAN, CLIP_STD) if isinstance(config, CLIPConfig) else HALVES)
     if isinstance(config, CLIPConfig):
-        table = clip_table(*(half.num_hidden_layers for half in halves_of(config)))
+        table = clip_table(*(half.num_hidden_layers for half in halves(config)))
         return _Reading(ModelConfig.model_validate(clip_architecture(config, pixels)), [*table, *LOGIT_SCALE])
     if isinstance(config, SiglipConfig):
-        table = siglip_table(*(half.num_hidden_layers for half in halves_of(config)))
+        table = siglip_table(*(half.num_hidden_layers for half in halves(config)))
         return _Reading(ModelConfig.model_validate(siglip_architecture(config, pixels)), [*table, *LOGITS])
     if isinstance(config, ViTConfig):
         model = ModelConfig.model_validate(vit_architecture(config, pixels))

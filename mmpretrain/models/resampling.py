@@ -34,7 +34,7 @@ def inflate_kernel(kernel: Tensor, channels: int, frames: int) -> Tensor:
 
     A clip of one repeated frame then gives what the image gives (Carreira and Zisserman 2017, arXiv 1705.07750, 3.1).
     """
-    inflated = kernel.view(len(kernel), channels, 1, -1).expand(-1, -1, frames, -1) / frames
+    inflated = kernel.view(kernel.shape[0], channels, 1, -1).expand(-1, -1, frames, -1) / frames
     return inflated.flatten(1)
 
 

@@ -4,6 +4,8 @@ Enter: a dual encoder. Leave: its config and state dict, or the reasons why the 
 The layout itself, which starting from published weights reads too, stands in `models/layouts/clip.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 from transformers import CLIPConfig, CLIPModel, PretrainedConfig, PreTrainedModel
 
@@ -87,7 +89,7 @@ def clip_state(pair: DualEncoder) -> State:
     return to_theirs(table, pair.state, shapes_of(CLIPModel, clip_config(pair)))
 
 
-def shapes_of(kind: type[PreTrainedModel], config: PretrainedConfig) -> Shapes:
+def shapes_of(kind: Callable[..., PreTrainedModel], config: PretrainedConfig) -> Shapes:
     """Shapes of the weights of a transformers model, without memory."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in kind(config).state_dict().items()}

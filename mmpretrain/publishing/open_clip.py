@@ -74,7 +74,7 @@ def open_clip_state(pair: DualEncoder) -> State:
     state: State = {
         "visual.class_embedding": image["class_token.weight"],
         "visual.positional_embedding": torch.cat([image["class_token.position"][None], image["stem.positions.weight"]]),
-        "visual.conv1.weight": image["stem.project.weight"].view(-1, 3, patch, patch),
+        "visual.conv1.weight": image["stem.project.weight"].view(pair.image.width, -1, patch, patch),
         "visual.proj": pair.image_projection["weight"].T,
         **_blocks("visual.transformer.resblocks", image, pair.image.depth),
         **_norm("visual.ln_post", image, "norm"),

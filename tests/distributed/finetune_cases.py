@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, object]] = {
     "locked": {"towers": {"image": "frozen"}},
     "lora": {"lora": {"rank": 2, "alpha": 4, "targets": ["attention", "mlp"]}},
 }
-STAGES = {"whole": (2, 3), "last-block": (0, 2, 3), "heads": (2, 3), "locked": (2, 3), "lora": (0, 1, 2, 3)}
+STAGES = {"whole": (2, 3), "last-block": (2, 3), "heads": (2, 3), "locked": (2, 3), "lora": (0, 1, 2, 3)}
 RESTORED = ("last-block", "lora")
 """Cases whose checkpoints are read again, each by another stage."""
 PAIRS = [(case, stage) for case, stages in STAGES.items() for stage in stages]

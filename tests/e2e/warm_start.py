@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 - DeepSpeed imports it with the first ZeRO engine
+import peft  # noqa: F401 - imported with the first adapter
 from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401 - imported with the first tokenizer
 
 import mmpretrain.training.run  # noqa: F401 - imported by `train`

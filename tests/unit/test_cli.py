@@ -85,6 +85,13 @@ def test_the_ecosystems_way_in_is_the_same_command() -> None:
         assert "train [OPTIONS] {CONFIG} [key=value]..." in result.stdout
 
 
+def test_fine_tuning_has_the_same_ways_in() -> None:
+    for entry in (["-m", "mmpretrain.finetune"], ["-m", "mmpretrain", "finetune"]):
+        result = subprocess.run([sys.executable, *entry, "--help"], capture_output=True, text=True)
+        assert result.returncode == 0
+        assert "finetune [OPTIONS] {CONFIG}" in result.stdout and "--from" in result.stdout
+
+
 def test_the_installed_command_answers() -> None:
     command = Path(sys.executable).parent / "mmpretrain"
     result = subprocess.run([command, "config", "--help"], capture_output=True, text=True, env=dict(os.environ))

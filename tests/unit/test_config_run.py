@@ -25,6 +25,9 @@ COMPLETE = (
     "video-text-base",
     "trimodal-base",
     "fourmodal-base",
+    "finetune-classify",
+    "finetune-lora",
+    "finetune-retrieval",
 )
 DEMO = configs_folder() / "demo.yaml"
 NO_ANSWER = (

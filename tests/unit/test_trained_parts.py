@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from tiny_model import build_model, rows_of
 from torch import nn
 
-from mmpretrain.config import RunConfig, configs_folder, load_run_config
+from mmpretrain.config import configs_folder, load_run_config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.finetune import FinetuneConfig
@@ -169,7 +169,9 @@ def test_contradictions_are_refused_where_the_config_is_read() -> None:
         load_run_config(demo, ("finetune.train=0",))
 
 
-@pytest.mark.parametrize("name", ["classify", "lora", "retrieval"])
-def test_the_example_configs_are_valid(name: str) -> None:
-    config = load_run_config(configs_folder() / f"finetune-{name}.yaml")
-    assert isinstance(config, RunConfig) and config.finetune is not None
+def test_adapters_without_their_library_are_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mmpretrain.core.containers.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"finetune.lora needs peft, .* pip install 'mmpretrain\[lora\]'"):
+        prepared(lora={})

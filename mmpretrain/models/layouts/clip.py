@@ -8,7 +8,7 @@ its first end token, projections without bias.
 from transformers import CLIPConfig
 
 from mmpretrain.models.layouts.tables import BlockNames, Same, affine, block_rows, one
-from mmpretrain.models.layouts.towers import Pixels, halves_of, native_tower, words_stem
+from mmpretrain.models.layouts.towers import Pixels, halves, native_tower, words_stem
 
 LEGACY_EOS_ID = 2
 """With this end id CLIPModel reads the text at its largest id instead."""
@@ -53,7 +53,7 @@ def text_rows(depth: int) -> list[Same]:
 
 def clip_architecture(config: CLIPConfig, pixels: Pixels) -> dict[str, object]:
     """The native model that computes what this CLIPModel computes."""
-    image, text = halves_of(config)
+    image, text = halves(config)
     eos_id = text.vocab_size - 1 if text.eos_token_id == LEGACY_EOS_ID else text.eos_token_id
     patches = {**pixels.stem(image.image_size, image.patch_size), "bias": False}
     return {

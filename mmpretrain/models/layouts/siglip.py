@@ -9,7 +9,7 @@ from transformers import SiglipConfig
 
 from mmpretrain.models.layouts.clip import BLOCKS, text_rows
 from mmpretrain.models.layouts.tables import Same, affine, block_rows, one
-from mmpretrain.models.layouts.towers import Pixels, halves_of, native_tower, words_stem
+from mmpretrain.models.layouts.towers import Pixels, halves, native_tower, words_stem
 
 
 def siglip_table(image_depth: int, text_depth: int) -> list[Same]:
@@ -41,7 +41,7 @@ def _pool_rows(ours: str, theirs: str) -> list[Same]:
 
 def siglip_architecture(config: SiglipConfig, pixels: Pixels) -> dict[str, object]:
     """The native model that computes what this SiglipModel computes."""
-    image, text = halves_of(config)
+    image, text = halves(config)
     patches = {**pixels.stem(image.image_size, image.patch_size), "bias": True}
     read_last = {"pooling": "last", "attend_padding": True, "projection_bias": True}
     return {

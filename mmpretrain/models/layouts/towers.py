@@ -5,6 +5,7 @@ Enter: the config of an encoder, how its pixels are normalised. Leave: fields of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import CLIPConfig, PretrainedConfig, SiglipConfig
 
@@ -21,9 +22,9 @@ class Pixels:
     mean: Channels
     std: Channels
 
-    def stem(self, image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> dict[str, object]:
-        """Fields of the patch stem that reads these pixels; refuses pictures that are not square."""
-        sizes = {"image_size": _edge(image_size), "patch_size": _edge(patch_size)}
+    def stem(self, image_size: int, patch_size: int) -> dict[str, object]:
+        """Fields of the patch stem that reads these pixels."""
+        sizes = {"image_size": image_size, "patch_size": patch_size}
         return {"kind": "patches", "mean": self.mean, "std": self.std, **sizes}
 
 
@@ -31,18 +32,9 @@ HALVES = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """From -1 to 1, as ViT and SigLIP were published."""
 
 
-def _edge(size: int | Sequence[int]) -> int:
-    edges = {size} if isinstance(size, int) else set(size)
-    if len(edges) > 1:
-        raise CheckpointError(f"it reads pictures or patches of {size} pixels, and native towers square ones alone")
-    return edges.pop()
-
-
-def halves_of(config: CLIPConfig | SiglipConfig) -> tuple[PretrainedConfig, PretrainedConfig]:
-    """The configs of what reads pictures and of what reads text."""
-    image, text = config.vision_config, config.text_config
-    assert isinstance(image, PretrainedConfig) and isinstance(text, PretrainedConfig)
-    return image, text
+def halves(config: CLIPConfig | SiglipConfig) -> tuple[PretrainedConfig, PretrainedConfig]:
+    """The configs of the image and the text half."""
+    return cast(PretrainedConfig, config.vision_config), cast(PretrainedConfig, config.text_config)
 
 
 def native_tower(config: PretrainedConfig) -> dict[str, object]:
@@ -62,6 +54,17 @@ def native_tower(config: PretrainedConfig) -> dict[str, object]:
         "activation": activation,
         "norm_eps": config.layer_norm_eps,
     }
+
+
+def edge(size: int | Sequence[int]) -> int:
+    """Height and width of a square; refuses others, which native towers do not have."""
+    sizes = {size} if isinstance(size, int) else set(size)
+    if len(sizes) > 1:
+        raise CheckpointError(
+            f"its images or patches are of size {size} and those of native towers are square; give the model a tower "
+            "of kind hf_auto"
+        )
+    return sizes.pop()
 
 
 def words_stem(config: PretrainedConfig, eos_id: int | None) -> dict[str, object]:

@@ -8,7 +8,7 @@ Its pooler has no place in the tower and is left over.
 from transformers import ViTConfig
 
 from mmpretrain.models.layouts.tables import BlockNames, Same, affine, block_rows, one
-from mmpretrain.models.layouts.towers import Pixels, native_tower
+from mmpretrain.models.layouts.towers import Pixels, edge, native_tower
 
 _BLOCKS = BlockNames("layers", "attention", "attention.o_proj", "layernorm_before", "layernorm_after")
 
@@ -27,6 +27,6 @@ def vit_table(depth: int) -> list[Same]:
 
 def vit_architecture(config: ViTConfig, pixels: Pixels) -> dict[str, object]:
     """The native model that computes what this ViTModel computes."""
-    stem = {**pixels.stem(config.image_size, config.patch_size), "bias": True}
+    stem = {**pixels.stem(edge(config.image_size), edge(config.patch_size)), "bias": True}
     tower = native_tower(config) | {"pooling": "class", "stem": stem}
     return {"embed_dim": config.hidden_size, "towers": {"image": tower}}
