@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test slurm lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,8 +36,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint slurm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The launcher is tested on a real Slurm cluster on this machine; where it cannot be installed those tests are skipped,
+# and the last lines of the tests name them.
+slurm:
+	@command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm shellcheck >/dev/null; } || \
+	  echo "warning: no Slurm here, and it cannot be installed (Debian and Ubuntu: apt install slurm-wlm)" >&2
 
 bench: setup
 	for benchmark in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$benchmark || exit 1; done

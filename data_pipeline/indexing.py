@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data_pipeline.index import ShardIndex, build_index, load_or_build_index, save_index
 from data_pipeline.parallel import run_parallel
+from data_pipeline.part import Part
 from data_pipeline.shards import resolve_shards
 from mmpretrain.core.errors import DataError
 
@@ -35,9 +36,12 @@ class _Outcome:
     fault: str
 
 
-def index_shards(patterns: Iterable[str], rebuild: bool = False, workers: int | None = None) -> IndexSummary:
-    """Index all shards; those with a fault are named together, after the others were indexed."""
+def index_shards(
+    patterns: Iterable[str], rebuild: bool = False, workers: int | None = None, part: Part | None = None
+) -> IndexSummary:
+    """Index all shards, or those of a part; those with a fault are named together, after the others were indexed."""
     shards = resolve_shards(patterns)
+    shards = shards if part is None else part.take(shards)
     outcomes = run_parallel(partial(_index, rebuild), shards, workers, "indexing")
     faults = [outcome.fault for outcome in outcomes if outcome.index is None]
     if faults:

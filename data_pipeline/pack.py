@@ -14,6 +14,7 @@ do not depend on the number of workers, and a shard that stands is never written
 
 import hashlib
 import json
+import uuid
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from rich.console import Console
 
 from data_pipeline.pack_sources import Dropped, PackEntry, plan_entries, read_captions
 from data_pipeline.parallel import run_parallel
+from data_pipeline.part import Part
 from data_pipeline.shard_writer import finish_shard, shard_paths, write_unfinished
 from data_pipeline.sniff import usable_extension
 from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
@@ -30,6 +32,7 @@ from mmpretrain.core.errors import ConfigError, DataError, SampleError
 
 MANIFEST = "manifest.json"
 REPORT = "pack-report.jsonl"
+_PART_REPORT = "pack-report.part-{}-of-{}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class PackSummary:
     dropped: int
     unlisted: int
     """Files of the folder that the table does not name."""
-    joined: int
+    joined: int = 0
     """Files of further folders."""
 
 
@@ -65,8 +68,11 @@ def pack(
     caption_column: str | None = None,
     max_bad: float = 0.05,
     join: Sequence[Path] | None = None,
-) -> PackSummary:
+    part: Part | None = None,
+) -> PackSummary | None:
     """Pack and index; an interrupted packing goes on when it is called again with the same options.
+
+    With a `part`, its shards alone are written and there is no summary; a last call without one joins all parts.
 
     Files of the folders `join` go to the sample of the same name, whatever their suffix.
 
@@ -81,7 +87,11 @@ def pack(
     plan = {"samples_per_shard": samples_per_shard, "candidates": len(entries), "sha256": _fingerprint(folder, entries)}
     _open_packing(out, plan)
     shards = _divide(entries, out, samples_per_shard)
-    broken = _write_missing(shards, folder, out, workers)
+    if part is not None:
+        _write_missing(part.take(shards), folder, out / _PART_REPORT.format(part.number, part.of), workers)
+        return None
+    _gather_part_reports(out)
+    broken = _write_missing(shards, folder, out / REPORT, workers)
     dropped = sorted([*absent, *broken], key=lambda row: row.path)
     _write_rows(out / REPORT, dropped)
     lost = {row.path for row in broken}
@@ -149,7 +159,7 @@ def _open_packing(out: Path, plan: dict[str, object]) -> None:
 
 def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None) -> None:
     content = {"plan": plan, "complete": summary is not None} | (asdict(summary) if summary else {})
-    unfinished = out / f".{MANIFEST}"
+    unfinished = out / f".{MANIFEST}.{uuid.uuid4().hex}"  # parts write it at the same time
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     unfinished.replace(out / MANIFEST)
 
@@ -163,18 +173,27 @@ def _divide(entries: list[PackEntry], out: Path, samples_per_shard: int) -> list
     ]
 
 
-def _write_missing(shards: list[_Shard], folder: Path, out: Path, workers: int | None) -> list[Dropped]:
+def _gather_part_reports(out: Path) -> None:
+    """What parts dropped, into the one report."""
+    parts = sorted(out.glob(_PART_REPORT.format("*", "*")))
+    rows = [row for report in (out / REPORT, *parts) for row in _read_rows(report)]
+    _write_rows(out / REPORT, dict.fromkeys(rows))  # each once, also where this was interrupted
+    for report in parts:
+        report.unlink()
+
+
+def _write_missing(shards: list[_Shard], folder: Path, report: Path, workers: int | None) -> list[Dropped]:
     """Write the shards that do not stand yet; what was dropped from all of them.
 
     A shard counts as standing once its own drops are on disk: they are appended first, its tar is renamed after.
     """
     standing = {entry.path for shard in shards if shard.path.exists() for entry in shard.entries}
-    broken = [row for row in _read_rows(out / REPORT) if row.path in standing]
-    _write_rows(out / REPORT, broken)
+    broken = [row for row in _read_rows(report) if row.path in standing]
+    _write_rows(report, broken)
 
     def settle(shard: _Shard) -> None:
         broken.extend(shard.dropped)
-        with (out / REPORT).open("a") as file:
+        with report.open("a") as file:
             file.writelines(_as_line(row) for row in shard.dropped)
         if len(shard.dropped) < len(shard.entries):
             finish_shard(shard.path)

@@ -41,6 +41,8 @@ class Action(StrEnum):
     """In the same allocation."""
     REQUEUE = "requeue"
     REPLACE_NODES = "replace nodes"
+    LEFT = "left to the scheduler"
+    """Which ends the job and alone knows whether it queues it again."""
     STOP = "stop"
 
 

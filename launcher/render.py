@@ -58,6 +58,13 @@ def tasks_script(spec: JobSpec, tasks: int) -> str:
     )
 
 
+def join_script(spec: JobSpec) -> str:
+    """The same work in one job, for after the tasks."""
+    lines = directives(spec, (), spec.run / "logs" / "join.log")
+    command = shlex.join([*spec.cluster.container, spec.python, *spec.program])
+    return "\n".join(["#!/bin/bash", *lines, "set -euo pipefail", _environment(spec), f"exec {command}", ""])
+
+
 def _script(spec: JobSpec, lines: Sequence[str], run: str, choice: str) -> str:
     template = _Template((template_folder() / "job.sbatch").read_text())
     return template.substitute(
@@ -108,7 +115,7 @@ def variables(spec: JobSpec) -> dict[str, str]:
     fixed = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": _threads(spec)}
     fixed["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(spec.cluster.shutdown_s)
     if spec.code is not None:
-        fixed["PYTHONPATH"] = str(spec.code)
+        fixed |= {"PYTHONPATH": str(spec.code), "PYTHONSAFEPATH": "1"}  # a checkout in the working folder would win
     if spec.gpus_per_node:
         fixed |= _flight_recorder(spec.run)
     return fixed | spec.cluster.environment
@@ -202,7 +209,7 @@ def train_job(spec: JobSpec) -> str:
 
 
 def _pod_variables(spec: JobSpec) -> dict[str, str]:
-    return {name: value for name, value in variables(spec).items() if name != "PYTHONPATH"}
+    return {name: value for name, value in variables(spec).items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
 
 
 def _volume_patch(claim: str, mount: str) -> dict[str, object]:

@@ -90,7 +90,7 @@ class SlurmAllocation:
         """Only a job that is not being ended already: one that was cancelled stays so."""
         job = slurm_commands.queued_job(self._job)
         if job is None or job.state != "RUNNING":
-            return job is not None and job.state == "PENDING"
+            return False
         try:
             slurm_commands.call("scontrol", "requeue", self._job)
         except ClusterError as fault:

@@ -20,6 +20,7 @@ _FOLLOWED = {
     Action.RESTART: "started again at once",
     Action.REQUEUE: "queued again",
     Action.REPLACE_NODES: "queued again on other nodes",
+    Action.LEFT: "queued again if the scheduler wants it",
     Action.STOP: "stopped for good",
 }
 

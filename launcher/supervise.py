@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from launcher import bad_nodes, preflight, stacks
-from launcher.allocation import SCHEDULERS_REASONS, Allocation, LocalAllocation
+from launcher.allocation import ENDED, SCHEDULERS_REASONS, Allocation, LocalAllocation
 from launcher.history import Action, Attempt, Decision, Ending, History, decide
 from launcher.progress import progress_line
 from launcher.slurm_allocation import SlurmAllocation
@@ -104,8 +104,9 @@ class Supervisor:
         return preflight.judge(attempt.nodes, preflight.read_reports(self.spec.run, attempt.attempt))
 
     def _watch(self, process: subprocess.Popen[bytes], watchdog: Watchdog) -> Stall | None:
-        """Until the ranks are gone, or no longer move."""
+        """Until the ranks are gone, or no longer move; ranks that said how they ended are given time to be gone."""
         told = time.monotonic()
+        last_word: float | None = None
         while True:
             try:
                 process.wait(POLL_S)
@@ -113,6 +114,11 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 pass
             now = time.monotonic()
+            if run_files.read_outcome(self.spec.run) is not None:
+                last_word = last_word or now
+                if now - last_word > self.spec.cluster.shutdown_s:
+                    return None
+                continue
             stall = watchdog.look(run_files.read_heartbeat(self.spec.run), now)
             if stall is not None:
                 return stall
@@ -128,6 +134,8 @@ class Supervisor:
             self.allocation.kill(attempt.attempt, process)
             return _End(Ending.HUNG, f"{stall}: {where}")
         outcome = self._outcome()
+        if process.poll() is None:
+            self.allocation.kill(attempt.attempt, process)
         if outcome is not None:
             asked = bool(self.asked) or outcome.reason.startswith(("signal", "a signal"))
             cause = f"{self.asked or outcome.reason}; " if outcome.state == "preempted" else ""
@@ -179,14 +187,16 @@ class Supervisor:
         measured = self.history.measured(known)
         queue_again = end.asked_by_scheduler and self.allocation.requeues
         decision = decide(past, measured, queue_again, self.spec.cluster.restarts)
-        if self.asked and decision.action is Action.RESTART:
+        if self.asked == ENDED and decision.action in (Action.RESTART, Action.REQUEUE):
+            decision = Decision(Action.LEFT, decision.reason)
+        elif self.asked and decision.action is Action.RESTART:
             decision = Decision(Action.REQUEUE if self.allocation.requeues else Action.DONE, decision.reason)
         self.history.end(replace(measured, action=decision.action, reason=decision.reason))
         return decision
 
     def _leave(self, decision: Decision, end: _End) -> int:
         (self.spec.run / run_files.CONTROL / "stop").unlink(missing_ok=True)
-        if decision.action is Action.DONE:
+        if decision.action in (Action.DONE, Action.LEFT):
             return 0
         if decision.action is Action.REQUEUE:
             queued = self.allocation.requeue()

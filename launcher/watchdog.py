@@ -15,15 +15,11 @@ class Stall:
     """A phase that took too long."""
 
     phase: Phase
-    step: int
     seconds: float
     limit_s: float
 
     def __str__(self) -> str:
-        return (
-            f"no sign of life for {self.seconds:.0f} s in phase {self.phase} after step {self.step} "
-            f"(limit {self.limit_s:g} s)"
-        )
+        return f"no sign of life for {self.seconds:.0f} s in phase {self.phase} (limit {self.limit_s:g} s)"
 
 
 class Watchdog:
@@ -35,15 +31,14 @@ class Watchdog:
         self.changed = now
         self.first_step_at: float | None = None
         self._phase: Phase = "start"
-        self._step = 0
 
     def look(self, heartbeat: Heartbeat | None, now: float) -> Stall | None:
         """Take in the heartbeat as it stands at time `now` (seconds of a clock that never jumps)."""
         if heartbeat is not None and heartbeat != self.newest:
             self.newest, self.changed = heartbeat, now
-            self._phase, self._step = heartbeat.phase, heartbeat.step
+            self._phase = heartbeat.phase
             if self.first_step_at is None and heartbeat.phase == "step":
                 self.first_step_at = now
         limit = self.limits.of(self._phase)
         silent = now - self.changed
-        return Stall(self._phase, self._step, silent, limit) if silent > limit else None
+        return Stall(self._phase, silent, limit) if silent > limit else None

@@ -4,6 +4,7 @@ Enter: folders, globs or tars. Leave: shards, indexes, pictures and what was fou
 are called here; their defaults stand again in the signatures for `--help`, and a test holds them equal.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,10 @@ data_commands = typer.Typer(help="Make, pack, index, check and look at shards.",
 
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS", help="Folders, globs, brace ranges or tars.")]
 Out = Annotated[Path, typer.Option(help="Folder for the shards.")]
+OnePart = Annotated[str | None, typer.Option(metavar="I/N", help="Do the I-th of N parts alone, from 0.")]
+To = Annotated[str | None, typer.Option(help="slurm: queue it as an array of tasks.")]
+Tasks = Annotated[int | None, typer.Option(min=1, help="How many tasks, with --to.")]
+ClusterFile = Annotated[Path | None, typer.Option(help="Cluster file, with --to.")]
 Workers = Annotated[int | None, typer.Option(help="Processes; by default one per processor.")]
 SamplesPerShard = Annotated[int, typer.Option(help="Samples in a shard; the last may have fewer.")]
 
@@ -45,11 +50,23 @@ def pack_command(
     join: Annotated[
         list[Path] | None, typer.Option(help="Folder whose files join the sample of the same name; may be repeated.")
     ] = None,
+    part: OnePart = None,
+    to: To = None,
+    tasks: Tasks = None,
+    cluster: ClusterFile = None,
 ) -> None:
     """Pack media and their captions into shards; started again, it goes on where it was interrupted."""
     from data_pipeline.pack import pack
+    from data_pipeline.part import parse_part
 
-    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad, join)
+    if to is not None:
+        options = {"--captions": captions, "--out": out, "--samples-per-shard": samples_per_shard, "--workers": workers}
+        options |= {"--image-column": image_column, "--caption-column": caption_column, "--max-bad": max_bad}
+        joins = [word for one in join or () for word in ("--join", str(one))]
+        _submit(["pack", str(folder), *_words(options), *joins], to, tasks, cluster, joined=True)
+        return
+    share = None if part is None else parse_part(part)
+    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad, join, share)
 
 
 @data_commands.command("index")
@@ -57,11 +74,31 @@ def index_command(
     shards: Shards,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Index again, also shards that changed.")] = False,
     workers: Workers = None,
+    part: OnePart = None,
+    to: To = None,
+    tasks: Tasks = None,
+    cluster: ClusterFile = None,
 ) -> None:
     """Write beside each shard where its samples lie."""
     from data_pipeline.indexing import index_shards
+    from data_pipeline.part import parse_part
 
-    index_shards(shards, rebuild, workers)
+    if to is not None:
+        flags = ["--rebuild"] if rebuild else []
+        _submit(["index", *shards, *flags, *_words({"--workers": workers})], to, tasks, cluster, joined=False)
+        return
+    index_shards(shards, rebuild, workers, None if part is None else parse_part(part))
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
+    """Options that were given, as words of a command line."""
+    return [word for name, value in options.items() if value is not None for word in (name, str(value))]
+
+
+def _submit(arguments: list[str], to: str, tasks: int | None, cluster: Path | None, joined: bool) -> None:
+    from mmpretrain.cli_tasks import submit_array
+
+    typer.echo(f"submitted {tasks} tasks as job {submit_array(arguments, to, tasks, cluster, joined)}")
 
 
 @data_commands.command("check")

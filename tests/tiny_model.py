@@ -5,6 +5,7 @@ joint fusion; rows that follow from their position.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ PAD, BOS, MASK, UNKNOWN, EOS = SPECIALS = (0, 1, 2, 62, 63)
 _TOWER = {"kind": "native", "width": 32, "depth": 2, "heads": 4}
 _PATCHES = {"kind": "patches", "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
 _WORDS = {"kind": "embeddings", "context_length": LENGTH, "vocab_size": VOCABULARY, "eos_id": EOS, "mask_id": MASK}
-MODEL = {
+MODEL: dict[str, Any] = {
     "embed_dim": 32,
     "towers": {
         "image": _TOWER | {"stem": _PATCHES, "pooling": "class"},
@@ -30,10 +31,12 @@ MODEL = {
 }
 
 
-def build_model(objectives: Mapping[str, ObjectiveConfig]) -> MultimodalTransformer:
-    """The same weights at every call."""
+def build_model(objectives: Mapping[str, ObjectiveConfig], causal: bool = False) -> MultimodalTransformer:
+    """The same weights at every call; `causal`: each word sees only earlier ones."""
     torch.manual_seed(7)
-    return MultimodalTransformer.create(resolve(ModelConfig.model_validate(MODEL), None), objectives)
+    towers = MODEL["towers"] | {"text": MODEL["towers"]["text"] | {"causal": causal}}
+    config = ModelConfig.model_validate(MODEL | {"towers": towers})
+    return MultimodalTransformer.create(resolve(config, None), objectives)
 
 
 def rows_of(num_tokens: list[int]) -> dict[str, Tensor]:

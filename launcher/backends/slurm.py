@@ -67,11 +67,21 @@ def submit_again(spec: JobSpec, after: str, exclude: Sequence[str] = ()) -> str:
     return job
 
 
-def submit_tasks(spec: JobSpec, tasks: int) -> str:
-    """An array of tasks that divide one piece of work."""
-    script = spec.launch_folder / "tasks.sbatch"
-    replace(script, render.tasks_script(spec, tasks))
-    return _sbatch(script)
+def submit_tasks(spec: JobSpec, tasks: int, joined: bool) -> str:
+    """An array of tasks that divide one piece of work; `joined`: then the work as a whole, which finds it done."""
+    text = render.tasks_script(spec, tasks)
+    with tempfile.NamedTemporaryFile("w", suffix=".sbatch") as file:
+        file.write(text)
+        file.flush()
+        slurm_commands.call("sbatch", "--test-only", file.name)
+    for folder in (spec.launch_folder, spec.run / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace(spec.launch_folder / "tasks.sbatch", text)
+    job = _sbatch(spec.launch_folder / "tasks.sbatch")
+    if joined:
+        replace(spec.launch_folder / "join.sbatch", render.join_script(spec))
+        _sbatch(spec.launch_folder / "join.sbatch", f"--dependency=afterok:{job}")
+    return job
 
 
 def _sbatch(script: Path, *options: str) -> str:

@@ -34,7 +34,8 @@ class AudioCodecConfig(CodecConfig):
 
     kind: Literal["audio"] = "audio"
     source: Literal["file", "video", "either"] = "either"
-    """file: audio members; video: the sound track of video members; either: the file where a sample has one."""
+    """file: audio members; video: the sound track of video members; either: the file where a sample has one.
+    A video without a sound track lacks audio, as `missing` says; one whose track is damaged is unusable."""
     segment: Literal["random", "first", "centre"] = "random"
     """Which stretch of a longer recording is used; random: any in training, the centre in evaluation."""
     short: Literal["pad", "repeat"] = "pad"

@@ -55,7 +55,7 @@ class ConsoleTracker:
         self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
     ) -> None:
         shown = {name: value for name, value in metrics.items() if "chance" not in name}
-        figures = " | ".join(f"{name.split('/', 1)[-1]} {significant(value)}" for name, value in shown.items())
+        figures = " | ".join(f"{name.removeprefix('val/')} {significant(value)}" for name, value in shown.items())
         self._print(f"evaluation at step {step} | {figures}", "green")
 
     def note(self, message: str) -> None:

@@ -78,7 +78,7 @@ path.c3 { color: var(--c3); } path.c4 { color: var(--c4); } path.c5 { color: var
   border: 1px solid var(--hair); border-radius: 6px; box-shadow: 0 2px 10px #0002; pointer-events: none; z-index: 1;
   white-space: pre; }
 .scroll { overflow-x: auto; }
-.tables { display: flex; flex-wrap: wrap; gap: 12px; margin-bottom: 12px; }
+.tables { display: flex; flex-wrap: wrap; align-items: start; gap: 12px; margin-bottom: 12px; }
 .tables .card { flex: 1 1 auto; max-width: 100%; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: right; padding: 7px 14px; border-top: 1px solid var(--hair); white-space: nowrap; }

@@ -16,14 +16,15 @@ WAY = r"[a-z]\w*?2[a-z]\w*?(?<!_chance)"
 
 @dataclass
 class Table:
-    """Values by row, then by column; both in the order in which figures came."""
+    """Values by row, then by column; both in the order in which figures came, what guessing scores last."""
 
     title: str
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
-        return list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        names = dict.fromkeys(column for row in self.rows.values() for column in row)
+        return sorted(names, key=lambda name: name.startswith(("chance", "guess")))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from mmpretrain.core.collectives import all_reduce_max, all_reduce_sum, gather_rows, rank, world_size
 from mmpretrain.core.types import TensorDict
 from mmpretrain.objectives.base import ModelFacts, Objective, ObjectiveConfig, expand_all
+from mmpretrain.objectives.captioning import CaptioningConfig
 from mmpretrain.objectives.data2vec import Data2VecConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
 from mmpretrain.objectives.itm import ITMConfig
@@ -30,6 +31,7 @@ from mmpretrain.objectives.mae import MAEConfig
 from mmpretrain.objectives.mlm import MLMConfig
 from mmpretrain.objectives.pairs import encode_pairs
 from mmpretrain.objectives.siglip import SigLIPConfig
+from mmpretrain.objectives.supervised import SupervisedConfig
 
 ROWS, IN_WIDTH, WIDTH, TILE = 16, 5, 6, 3
 SIGLIP_BIAS = -2.0
@@ -54,7 +56,9 @@ TOGETHER: dict[str, ObjectiveConfig] = {
     "itm": ITMConfig(scale=4.0),
     "seen": MAEConfig(condition_on=("text",), **DECODER),
     "features": Data2VecConfig(top_layers=2, **DECODER),
+    "class": SupervisedConfig(inputs=("image", "text"), label="class", outputs=3, smoothing=0.1),
 }
+CAPTION: dict[str, ObjectiveConfig] = {"caption": CaptioningConfig(depth=1, heads=4)}
 HUB = expand_all({"itc": InfoNCEConfig(hub="image", tile=TILE)}, ("audio", "image", "text"))
 
 
@@ -156,18 +160,23 @@ def _audio_present() -> TensorDict:
     return {"audio.present": present}
 
 
-def together_case(chunks: int) -> TensorDict:
-    """Matching, patches predicted after fusion and features of a teacher, in one real model, fp32. Communicates."""
-    model = build_model(TOGETHER)
-    with torch.no_grad():
-        for parameter in model.objectives["features"].teacher.network.parameters():
-            parameter.mul_(1.5)
+def together_rows() -> TensorDict:
+    """Eight rows of which some lack image, text or label, and two are one sample."""
     rows = rows_of([3, 9, 5, 14, 7, 2, 11, 6])
     rows["image.present"][1] = rows["text.present"][4] = False
     rows["sample"][6] = rows["sample"][0]
-    rows = own_rows(rows)
+    return rows | {"class": torch.arange(8) % 3, "class.present": torch.tensor([1, 1, 0, 0, 1, 0, 0, 1]).bool()}
+
+
+def together_case(objectives: dict[str, ObjectiveConfig], chunks: int) -> TensorDict:
+    """Objectives in one real model, fp32. Communicates."""
+    model = build_model(objectives, causal="caption" in objectives)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "teacher" in name:
+                parameter.mul_(1.5)
+    rows = own_rows(together_rows())
     scales = {name: world_size() / all_reduce_sum(count.clone()) for name, count in model.counts([rows]).items()}
-    chunks = min(chunks, len(rows["draw"]))
     cut = [
         dict(zip(rows, values, strict=True)) for values in zip(*(t.chunk(chunks) for t in rows.values()), strict=True)
     ]
@@ -218,7 +227,8 @@ def cases() -> Iterator[tuple[str, TensorDict]]:
     if world_size() <= 2:
         yield "masked", masked_case()
     for chunks in (1, 2):
-        yield f"together/{chunks}", together_case(chunks)
+        yield f"together/{chunks}", together_case(TOGETHER, chunks)
+        yield f"caption/{chunks}", together_case(CAPTION, chunks)
     yield "hub", hub_case()
     yield "gather", gather_case()
 

@@ -2,16 +2,20 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.core.seeding import row_key
 from mmpretrain.layers import products
 from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.encoding import ChunkEncoder
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.towers.base import Tower
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.captioning import CaptioningConfig
+from mmpretrain.objectives.data2vec import Data2VecConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
+from mmpretrain.objectives.itm import ITMConfig
 from mmpretrain.objectives.mae import MAEConfig
 from mmpretrain.objectives.mlm import MLMConfig
 from mmpretrain.objectives.siglip import SigLIPConfig
@@ -32,6 +36,8 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     "mlm_audio": MLMConfig(probability=0.4, condition_on=("audio",)),
     "mim": MAEConfig(**DECODER),
     "mam": MAEConfig(modality="audio", **DECODER),
+    "matching": ITMConfig(pair=("audio", "text")),
+    "features": Data2VecConfig(modality="audio", masking="random", top_layers=1, **DECODER),
     "hue": SupervisedConfig(inputs=("image", "audio"), label="hue", outputs=3),
     "tone": SupervisedConfig(inputs=("audio",), label="hue", outputs=3),
 }
@@ -42,8 +48,8 @@ CAPTIONING: dict[str, ObjectiveConfig] = {
 KINDS = {"two ways": (False, OBJECTIVES), "causal": (True, CAPTIONING)}
 LACKING = {
     "image": {"i2t", "mim", "image_caption"},
-    "audio": {"a2t", "mlm_audio", "mam", "tone", "audio_caption"},
-    "text": {"i2t", "a2t", "mlm", "mlm_audio", "image_caption", "audio_caption"},
+    "audio": {"a2t", "mlm_audio", "mam", "matching", "features", "tone", "audio_caption"},
+    "text": {"i2t", "a2t", "mlm", "mlm_audio", "matching", "image_caption", "audio_caption"},
     "hue": {"hue", "tone"},
 }
 """What has no targets in a batch without the modality or label."""
@@ -68,6 +74,7 @@ def batch() -> dict[str, Tensor]:
         "text.mask": torch.arange(LENGTH) < torch.tensor([8, 5, 6, 3, 8, 4])[:, None],
         "hue": torch.randint(3, (ROWS,), generator=draw),
         "draw": torch.tensor([row_key(1, position) for position in range(ROWS)]),
+        "sample": torch.arange(ROWS),
     }
     return fields | {f"{name}.present": torch.ones(ROWS, dtype=torch.bool) for name in ("hue", *STEMS)}
 
@@ -134,3 +141,19 @@ def test_an_absent_row_is_no_negative() -> None:
     logits, own = image @ text.T / 0.07, torch.arange(4)
     expected = 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own))
     torch.testing.assert_close(whole["sum.i2t"] / 4, expected, atol=1e-5, rtol=0)
+
+
+class Dividing(Tower):
+    """Divides by the number of tokens that count, as some pretrained encoders do."""
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> dict[str, Tensor]:
+        assert mask is not None
+        tokens = F.one_hot(inputs, 30).float()
+        pooled = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return {"tokens": tokens, "mask": mask, "pooled": pooled}
+
+
+def test_a_tower_meets_no_row_in_which_nothing_counts() -> None:
+    fields = without(batch(), "text", [1, 4])
+    encoder = ChunkEncoder({"text": Dividing()}, {"text": nn.Identity()}, None, fields)
+    assert torch.isfinite(encoder.embed("text")).all()

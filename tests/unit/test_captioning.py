@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
-from tiny_model import LENGTH, MODEL, VOCABULARY, rows_of
+from tiny_model import LENGTH, VOCABULARY, build_model, rows_of
 
 from mmpretrain.core.errors import ConfigError
-from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.captioning import Captioning, CaptioningConfig
@@ -17,10 +16,7 @@ CONFIG = CaptioningConfig(depth=2, heads=4)
 
 
 def build(objective: ObjectiveConfig = CONFIG, causal: bool = True) -> MultimodalTransformer:
-    torch.manual_seed(7)
-    towers = MODEL["towers"] | {"text": MODEL["towers"]["text"] | {"causal": causal}}
-    config = ModelConfig.model_validate(MODEL | {"towers": towers, "fusion": {"kind": "late"}})
-    return MultimodalTransformer.create(resolve(config, None), {"caption": objective})
+    return build_model({"caption": objective}, causal)
 
 
 def objective_of(model: MultimodalTransformer) -> Captioning:

@@ -21,7 +21,7 @@ def test_a_direction_has_one_name_and_is_read_back_from_it() -> None:
 
 
 def test_every_direction_is_a_row_and_every_measure_a_column() -> None:
-    measures = {"r@1": 0.5, "r@5": 0.7, "median_rank": 2.0, "mean_rank": 3.5, "chance_r@1": 0.1, "chance_r@5": 0.5}
+    measures = {"chance_r@1": 0.1, "r@1": 0.5, "r@5": 0.7, "median_rank": 2.0, "mean_rank": 3.5, "chance_r@5": 0.5}
     figures = {f"val/{way}_{name}": value for way in ("i2t", "depth2a") for name, value in measures.items()}
     (table,) = tables_of(figures)
     assert table.title == "Retrieval"

@@ -12,7 +12,7 @@ from mmpretrain.config import RunConfig, configs_folder, load_run_config
 from mmpretrain.core.errors import CheckpointError, ClusterError, ConfigError, DivergenceError
 from mmpretrain.core.types import StepReport
 from mmpretrain.training.engine import check_precision, deepspeed_config
-from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict
+from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict, WarnBelow
 from mmpretrain.training.manifest import read_manifest, retain
 from mmpretrain.training.optimizer import GuardedAdamW, parameter_groups
 from mmpretrain.training.ranks import on_main
@@ -122,6 +122,16 @@ def test_skipped_steps_in_a_row_stop_the_run_past_their_budget() -> None:
         hook(report(step, skipped=skipped))
     with pytest.raises(DivergenceError, match=r"3 steps in a row .* \(budget: max_skipped_steps=2\).*before step 4"):
         hook(report(6, skipped=True))
+
+
+def test_a_figure_below_its_floor_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    hook = WarnBelow("train/target_std", 0.1, "the teacher says the same of every patch")
+    for step, value in enumerate([0.5, 0.09, 0.01], start=1):
+        metrics = {"train/target_std_image": value, "train/loss": 0.0}
+        assert hook(StepReport(step, step, metrics)) == Verdict.NOTHING
+    assert [record.message for record in caplog.records] == [
+        "step 2: train/target_std_image is 0.09, below 0.1: the teacher says the same of every patch"
+    ]
 
 
 def test_retention_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
