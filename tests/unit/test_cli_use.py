@@ -83,6 +83,7 @@ def test_a_clip_without_sound_is_not_broken(tmp_path: Path, capsys: pytest.Captu
     saved = model / "processor.json"
     saved.write_text(saved.read_text().replace('"source": "file"', '"source": "either"'))
     clips.mkdir()
+    capsys.readouterr()
     (clips / "loud.mp4").write_bytes(video(counting_frames(8), sound=tone(0.3, RATE)))
     (clips / "silent.mp4").write_bytes(video(counting_frames(8)))
     assert run("embed", model, clips, "--out", tmp_path / "out.parquet", "--strict") == 0
