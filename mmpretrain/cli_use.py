@@ -135,13 +135,15 @@ def classify_command(
 
 
 def export_onnx_command(
-    model: ModelPath, out: Annotated[Path, typer.Option(help="New folder for the graphs.")]
+    model: ModelPath,
+    out: Annotated[Path, typer.Option(help="New folder for the graphs.")],
+    graph: Annotated[list[str] | None, typer.Option(help="Only this one, e.g. image; may be repeated.")] = None,
 ) -> None:
     """Write each tower, and each trained head, as an ONNX graph, compared with PyTorch before it counts."""
     from mmpretrain.inference.onnx_export import export_onnx
     from mmpretrain.inference.opening import load
 
-    for name, difference in export_onnx(load(model, "cpu"), out).items():
+    for name, difference in export_onnx(load(model, "cpu"), out, graph or ()).items():
         typer.echo(f"{out / name}.onnx  largest difference from PyTorch {difference:.1e}")
 
 

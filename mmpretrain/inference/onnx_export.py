@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +74,19 @@ class _Head(nn.Module):
         return self.head.predict(self.network.encoder(dict(zip(self.names, fields, strict=True))))
 
 
-def export_onnx(model: Model, out: Path) -> dict[str, float]:
-    """Write, compare and put in place; graph -> largest difference from PyTorch."""
+def export_onnx(model: Model, out: Path, only: Sequence[str] = ()) -> dict[str, float]:
+    """Write, compare and put in place all graphs, or some; graph -> largest difference from PyTorch."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, "onnx", "exporting to ONNX")
     if out.exists():
         raise ConfigError(f"{out} exists; remove it, or write the graphs elsewhere")
+    possible = graphs(model)
+    if unknown := sorted(set(only) - possible.keys()):
+        raise ConfigError(f"{model.source} has no graph {', '.join(unknown)}; it has {', '.join(possible)}")
     with _beside(out) as folder:
         found = {}
         described = {}
-        for name, graph in graphs(model).items():
+        for name, graph in ((name, possible[name]) for name in only or possible):
             path = folder / f"{name}.onnx"
             _write(graph, model, path, name)
             found[name] = _compare(graph, model, path, name)

@@ -31,8 +31,11 @@ _WAVE, _PAPER = (60, 90, 160), (240, 242, 248)
 
 def write_sheet(hits: Sequence[Hit], query: str | Path, out: Path) -> Path:
     """Draw the query, a text or a file, and the hits, best first, row by row."""
-    asked = text_tile(query) if isinstance(query, str) else _drawn(_file(query), query.name)
-    tiles = [Tile(asked, "query", [str(query)]), *(_tile(number, hit) for number, hit in enumerate(hits, 1))]
+    if isinstance(query, str):
+        asked = Tile(text_tile(query), "query", [])
+    else:
+        asked = Tile(_drawn(_file(query), query.name), "query", [query.name])
+    tiles = [asked, *(_tile(number, hit) for number, hit in enumerate(hits, 1))]
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_sheet(tiles, min(COLUMNS, len(tiles))).save(out, "PNG")
     return out

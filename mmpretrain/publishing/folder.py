@@ -63,8 +63,7 @@ def publish_model(
         if codecs is not None:
             write_codecs(codecs, folder)
         inputs = model.config.parsed_model().inputs
-        has_words = tokenizer is not None or all(spec.dtype != "int64" for spec in inputs.values())
-        usage = usage_examples(layouts, inputs, codecs is not None and has_words)
+        usage = usage_examples(layouts, inputs, tokenizer is not None, codecs is not None)
         for name, source in usage.items():
             (folder / name).write_text(source, encoding="utf-8")
         results = verify_in_fresh_process(folder)

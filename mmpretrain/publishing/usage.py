@@ -75,13 +75,15 @@ SOUND = "(np.zeros({rate}, np.int16), {rate}),  # or paths, bytes"
 CLIP = "(np.zeros((16, 64, 64, 3), np.uint8), 8),  # frames and their rate; or paths, bytes"
 
 
-def usage_examples(layouts: list[str], inputs: Mapping[str, FieldSpec], has_processor: bool) -> dict[str, str]:
+def usage_examples(
+    layouts: list[str], inputs: Mapping[str, FieldSpec], has_tokenizer: bool, has_codecs: bool
+) -> dict[str, str]:
     """The examples that fit the folder; `inputs`: what each tower reads."""
-    if not has_processor:
+    if not has_tokenizer and any(spec.dtype == "int64" for spec in inputs.values()):
         return {"usage.py": LOAD_ONLY}
     sources = {"clip": TRANSFORMERS, "siglip": TRANSFORMERS, "open_clip": OPEN_CLIP}
     others = {f"usage_{layout}.py": sources[layout].replace("{layout}", layout) for layout in layouts}
-    return {"usage.py": _own(inputs), **others}
+    return {"usage.py": _own(inputs) if has_codecs else LOAD_ONLY, **others}
 
 
 def _own(inputs: Mapping[str, FieldSpec]) -> str:

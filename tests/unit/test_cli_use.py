@@ -78,6 +78,19 @@ def test_a_folder_is_embedded_by_content_and_the_broken_file_is_listed(
     assert sorted(path.name for path in embedded.parent.iterdir()) == ["media.broken.jsonl", "media.parquet"]
 
 
+def test_a_clip_without_sound_is_not_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, clips = write_unverified(tmp_path, "audio"), tmp_path / "clips"
+    saved = model / "processor.json"
+    saved.write_text(saved.read_text().replace('"source": "file"', '"source": "either"'))
+    clips.mkdir()
+    capsys.readouterr()
+    (clips / "loud.mp4").write_bytes(video(counting_frames(8), sound=tone(0.3, RATE)))
+    (clips / "silent.mp4").write_bytes(video(counting_frames(8)))
+    assert run("embed", model, clips, "--out", tmp_path / "out.parquet", "--strict") == 0
+    assert [row.key for row in read_embeddings(tmp_path / "out.parquet").rows] == ["loud.mp4"]
+    assert capsys.readouterr().err == "1 samples hold nothing that was asked for\n"
+
+
 def test_too_many_broken_files_exit_3_after_all_others_are_embedded(
     tiny_published: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,6 +172,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path, tiny_published: Path) -> No
     (tmp_path / "model.safetensors").write_bytes((tiny_published / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"has no processor.json.*publish the run again"):
         load(tmp_path)
+    (tmp_path / "processor.json").write_text('{"codecs": {"image": {"kind": "image"}}}')
+    with pytest.raises(CheckpointError, match="no codec was saved for audio, text, video, which the model reads"):
+        load(tmp_path)
     (tmp_path / "processor.json").write_text('{"codecs": {"image": {"kind": "smell"}}}')
     with pytest.raises(CheckpointError, match="does not describe codecs that this version knows"):
         load(tmp_path)
