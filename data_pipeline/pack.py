@@ -45,7 +45,7 @@ class PackSummary:
     dropped: int
     unlisted: int
     """Files of the folder that the table does not name."""
-    joined: int
+    joined: int = 0
     """Files of further folders."""
 
 

@@ -86,7 +86,7 @@ def search_command(
     if sheet is not None:
         from mmpretrain.inference.sheet import write_sheet
 
-        typer.echo(f"sheet {write_sheet(hits, f'{kind}: {query}', sheet)}")
+        typer.echo(f"sheet {write_sheet(hits, query, sheet)}")
 
 
 def classify_command(

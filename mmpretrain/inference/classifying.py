@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from mmpretrain.core.errors import ConfigError, DataError
+from mmpretrain.core.errors import AbsentError, ConfigError, DataError
 from mmpretrain.core.progress import progress_bar
 from mmpretrain.core.types import Array, TensorDict
-from mmpretrain.evaluation.base import CaptionCodec
 from mmpretrain.evaluation.zeroshot import ClassSet, check_classes, read_classes
 from mmpretrain.inference.inputs import Name, SampleInputs
 from mmpretrain.inference.model import Meaning, Model, Scores
@@ -57,7 +56,7 @@ def zero_shot(model: Model, known: ClassSet, modality: str | None) -> Classifier
     if modality is None and len(candidates) != 1:
         raise ConfigError(f"the model reads {', '.join(candidates)}; choose one with --modality")
     chosen = candidates[0] if modality is None else modality
-    model.processor.codec(chosen)
+    model.processor.decoder(chosen)
     weights = model.class_vectors(known)
 
     def scores(fields: TensorDict) -> Scores:
@@ -138,7 +137,7 @@ def _row(model: Model, members: Mapping[str, bytes], classifier: Classifier) -> 
 
 
 def _fields(processor: Processor, modality: str, members: Mapping[str, bytes]) -> dict[str, Array] | None:
-    codec = processor.codec(modality)
-    is_text = isinstance(codec, CaptionCodec)
-    held = bool(codec.captions(members)) if is_text else bool(codec.extensions & members.keys())
-    return codec.decode(members, None) if held else None
+    try:
+        return processor.decoder(modality).decode(members, None)
+    except AbsentError:
+        return None

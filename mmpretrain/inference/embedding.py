@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.errors import AbsentError, ConfigError, DataError, SampleError
 from mmpretrain.core.progress import progress_bar
 from mmpretrain.core.types import Array
 from mmpretrain.evaluation.base import CaptionCodec
@@ -101,10 +101,10 @@ def embed(
 def choose_modalities(processor: Processor, inputs: SampleInputs, asked: Sequence[str]) -> tuple[str, ...]:
     """The modalities asked for, or all that fit the kind of input: texts of a folder count only when asked for."""
     for modality in asked:
-        processor.codec(modality)
+        processor.decoder(modality)
     if asked:
         return tuple(asked)
-    is_text = {name: isinstance(codec, CaptionCodec) for name, codec in processor.codecs.items()}
+    is_text = {name: isinstance(codec.decoder, CaptionCodec) for name, codec in processor.codecs.items()}
     wanted = {"folder": (False,), "table": (True,), "shards": (False, True)}[inputs.kind]
     chosen = tuple(name for name, text in is_text.items() if text in wanted)
     if not chosen:
@@ -195,6 +195,8 @@ def _rows_of(processor: Processor, members: Mapping[str, bytes], modalities: Seq
     for modality in modalities:
         try:
             found.rows.extend(_rows_of_modality(processor, members, modality))
+        except AbsentError:
+            continue  # a video without sound is not broken
         except SampleError as error:
             found.reasons.append(f"{modality}: {error}")
     return found
@@ -203,14 +205,14 @@ def _rows_of(processor: Processor, members: Mapping[str, bytes], modalities: Seq
 def _rows_of_modality(
     processor: Processor, members: Mapping[str, bytes], modality: str
 ) -> Iterator[tuple[str, str | None, Fields]]:
-    codec = processor.codec(modality)
-    if isinstance(codec, CaptionCodec):
-        texts = codec.captions(members)
-        encoded = codec.encode(texts)
+    decoder = processor.decoder(modality)
+    if isinstance(decoder, CaptionCodec):
+        texts = decoder.captions(members)
+        encoded = decoder.encode(texts)
         for number, text in enumerate(texts):
             yield modality, text, {name: array[number] for name, array in encoded.items()}
-    elif codec.extensions & members.keys():
-        yield modality, None, codec.decode(members, None)
+    elif decoder.extensions & members.keys():
+        yield modality, None, decoder.decode(members, None)
 
 
 def _flush(model: Model, modality: str, queue: list[tuple[int, Fields]]) -> dict[int, Vectors]:

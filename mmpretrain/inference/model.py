@@ -154,7 +154,7 @@ class Model:
 
     def absent(self, modality: str) -> dict[str, np.ndarray]:
         """The fields of a row that lacks a modality."""
-        fields = self.processor.codec(modality).fields
+        fields = self.processor.decoder(modality).fields
         return {name: np.zeros(spec.shape, spec.dtype) for name, spec in fields.items()}
 
     def _embed(self, modality: str, media: list[Media]) -> Tensor:

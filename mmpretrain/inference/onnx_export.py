@@ -109,7 +109,7 @@ def graphs(model: Model) -> dict[str, Graph]:
 
 def _fields(model: Model, modality: str) -> dict[str, FieldSpec]:
     """Inputs, then the mask if there is one."""
-    fields = model.processor.codec(modality).fields
+    fields = model.processor.decoder(modality).fields
     return {name: fields[name] for name in (modality, f"{modality}.mask") if name in fields}
 
 
@@ -119,8 +119,8 @@ def example_rows(model: Model, fields: Mapping[str, FieldSpec], rows: int) -> tu
     words = {
         name: array
         for modality in fields
-        if isinstance(codec := model.processor.codecs.get(modality), CaptionCodec)
-        for name, array in codec.encode(texts).items()
+        if modality in model.modalities and isinstance(decoder := model.processor.decoder(modality), CaptionCodec)
+        for name, array in decoder.encode(texts).items()
     }
     draw = np.random.default_rng(_SEED + rows)
     found = (words[name] if name in words else _noise(spec, rows, draw) for name, spec in fields.items())
@@ -131,7 +131,7 @@ def _noise(spec: FieldSpec, rows: int, draw: np.random.Generator) -> Array:
     shape = (rows, *spec.shape)
     if spec.dtype == "bool":
         kept = np.linspace(spec.shape[0], 1, rows).astype(np.int64)
-        return np.ascontiguousarray(np.broadcast_to(np.arange(spec.shape[0]) < kept[:, None], shape))
+        return np.array(np.broadcast_to(np.arange(spec.shape[0]) < kept[:, None], shape))
     if spec.dtype == "uint8":
         return draw.integers(0, 256, shape, np.uint8)
     if spec.dtype == "int16":

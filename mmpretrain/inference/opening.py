@@ -5,11 +5,14 @@ Refused: folders that hold none of these, another library's model, damaged files
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel
+from transformers.utils import logging
 
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.inference.model import Model
@@ -40,11 +43,24 @@ def _published(path: Path, device: torch.device) -> Model:
             "`mmpretrain publish` wrote"
         )
     try:
-        network = AutoModel.from_pretrained(path, dtype=torch.float32)
+        with _no_progress_bar():
+            network = AutoModel.from_pretrained(path, dtype=torch.float32)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"the weights of {path} cannot be loaded: {error}") from error
     assert isinstance(network, MultimodalTransformer)
     return Model(network, Processor.from_pretrained(path), path, device)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws one for the weights of a small model too."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _trained(path: Path, device: torch.device) -> Model:

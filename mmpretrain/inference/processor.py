@@ -13,10 +13,10 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from mmpretrain.core.errors import CheckpointError, DataError, SampleError
-from mmpretrain.core.types import Array, Codec, TensorDict
+from mmpretrain.core.types import Array, TensorDict
 from mmpretrain.evaluation.base import CaptionCodec
 from mmpretrain.inference.media import Media, media_members, text_of
-from mmpretrain.modalities.base import CodecConfig
+from mmpretrain.modalities.base import CodecConfig, Decoder, PresenceCodec
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.multimodal import MultimodalConfig
 from mmpretrain.publishing.processor import read_codecs
@@ -26,17 +26,21 @@ Inputs = Media | Sequence[Media]
 
 
 class Processor:
-    """The codecs of the model's towers."""
+    """The codecs of the model's inputs."""
 
-    def __init__(self, codecs: Mapping[str, Codec], configs: Mapping[str, CodecConfig]) -> None:
-        """`configs`: those of all the run's codecs, labels included; `codecs`: one for each tower."""
+    def __init__(self, codecs: Mapping[str, PresenceCodec], configs: Mapping[str, CodecConfig]) -> None:
+        """`configs`: those of all the run's codecs, labels included; `codecs`: one for each input of the model."""
         self.codecs, self.configs = codecs, configs
 
     @classmethod
     def build(cls, model: ModelConfig, configs: Mapping[str, CodecConfig], tokenizer: str | None) -> Self:
         """The codecs that produce what these towers read."""
         inputs = model.inputs
-        return cls({m: configs[m].build(inputs, tokenizer) for m in sorted(inputs)}, configs)
+        if missing := sorted(inputs.keys() - configs.keys()):
+            raise CheckpointError(
+                f"no codec was saved for {', '.join(missing)}, which the model reads; publish it again"
+            )
+        return cls({name: configs[name].codec(inputs, tokenizer) for name in sorted(inputs)}, configs)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **_: object) -> Self:
@@ -50,7 +54,7 @@ class Processor:
     @property
     def text_modality(self) -> str | None:
         """The modality that reads texts, if any; the one of that name where several do."""
-        texts = [name for name, codec in self.codecs.items() if isinstance(codec, CaptionCodec)]
+        texts = [name for name, codec in self.codecs.items() if isinstance(codec.decoder, CaptionCodec)]
         return "text" if "text" in texts else next(iter(texts), None)
 
     def __call__(self, **inputs: Inputs) -> TensorDict:
@@ -61,18 +65,18 @@ class Processor:
             fields |= stack(rows)
         return fields
 
-    def codec(self, modality: str) -> Codec:
-        """The codec of a modality; refuses what the model has no tower for."""
+    def decoder(self, modality: str) -> Decoder:
+        """What decodes a modality; refuses what the model has no tower for."""
         if modality not in self.codecs:
             raise DataError(f"the model has no tower for {modality!r}; it reads {', '.join(self.codecs)}")
-        return self.codecs[modality]
+        return self.codecs[modality].decoder
 
     def decode(self, modality: str, media: Media) -> dict[str, Array]:
         """The fields of one input; SampleError says why it cannot be used."""
-        codec = self.codec(modality)
-        if isinstance(codec, CaptionCodec):
-            return {name: rows[0] for name, rows in codec.encode([text_of(media)]).items()}
-        return codec.decode(media_members(media), None)
+        decoder = self.decoder(modality)
+        if isinstance(decoder, CaptionCodec):
+            return {name: rows[0] for name, rows in decoder.encode([text_of(media)]).items()}
+        return decoder.decode(media_members(media), None)
 
     def _row(self, modality: str, number: int, media: Media) -> dict[str, Array]:
         try:

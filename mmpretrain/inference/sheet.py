@@ -29,11 +29,12 @@ AUDIO_LIMITS = AudioLimits(max_seconds=3600.0, max_channels=8)
 _WAVE, _PAPER = (60, 90, 160), (240, 242, 248)
 
 
-def write_sheet(hits: Sequence[Hit], query: str, out: Path) -> Path:
-    """Draw the hits, best first, row by row."""
-    tiles = [_tile(number, hit) for number, hit in enumerate(hits, 1)]
+def write_sheet(hits: Sequence[Hit], query: str | Path, out: Path) -> Path:
+    """Draw the query, a text or a file, and the hits, best first, row by row."""
+    asked = text_tile(query) if isinstance(query, str) else _drawn(_file(query), query.name)
+    tiles = [Tile(asked, "query", [str(query)]), *(_tile(number, hit) for number, hit in enumerate(hits, 1))]
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_sheet([Tile(text_tile(query), "query", []), *tiles], min(COLUMNS, len(tiles) + 1)).save(out, "PNG")
+    draw_sheet(tiles, min(COLUMNS, len(tiles))).save(out, "PNG")
     return out
 
 
@@ -44,27 +45,35 @@ def _tile(number: int, hit: Hit) -> Tile:
 
 def _thumbnail(row: EmbeddedRow) -> Image.Image:
     try:
-        members = _members(row)
-        for extensions, draw in _DRAWN:
-            found = next((content for extension, content in members.items() if extension in extensions), None)
-            if found is not None:
-                return draw(found)
+        return _drawn(_members(row), row.text or row.key)
     except (SampleError, DataError) as error:
         return text_tile(f"cannot be shown: {error}")
-    return text_tile(row.text or row.key)
+
+
+def _drawn(members: Mapping[str, bytes], otherwise: str) -> Image.Image:
+    """The member that can best be shown; a text where there is none."""
+    for extensions, draw in _DRAWN:
+        found = next((content for extension, content in members.items() if extension in extensions), None)
+        if found is not None:
+            return draw(found)
+    return text_tile(otherwise)
 
 
 def _members(row: EmbeddedRow) -> Mapping[str, bytes]:
     """The sample again, from its file or shard; a text of a table has no members."""
     path = Path(row.path)
     if path.suffix != ".tar":
-        content = read_file(path) if row.text is None else b""
-        extension = sniff(content)
-        return {} if extension is None else {extension: content}
+        return _file(path) if row.text is None else {}
     index = load_or_build_index(path)
     offset, length = index.sample_range(row.ordinal)
     with open_shard(path) as data:
         return index.slice_members(row.ordinal, data[offset : offset + length])
+
+
+def _file(path: Path) -> Mapping[str, bytes]:
+    content = read_file(path)
+    extension = sniff(content)
+    return {} if extension is None else {extension: content}
 
 
 def _picture(content: bytes) -> Image.Image:

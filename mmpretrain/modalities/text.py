@@ -108,19 +108,19 @@ class TextCodecConfig(CodecConfig):
         if tokenizer is None:
             raise ConfigError("the text codec needs a tokenizer; set data.tokenizer.path to a folder or a hub name")
         (length,) = inputs[self.field].shape
-        return TextCodec(self.field, self.key, _fixed_length(tokenizer, length), length, self.caption)
+        return TextCodec(_fixed_length(tokenizer, length), length, self.caption, self.field, self.key)
 
 
 @dataclass(frozen=True)
 class TextCodec:
     """Picks a text and encodes it as the tokenizer does, specials included, cut and padded to a fixed length."""
 
-    field: str
-    key: str | None
     tokenizer: Tokenizer
     """The Rust tokenizer alone: it travels to workers, which then need not import transformers."""
     length: int
     caption: Literal["random", "first"]
+    field: str = "text"
+    key: str | None = None
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:

@@ -223,7 +223,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         if at_once is None or not torch.is_grad_enabled():
             return self._fuse(outputs)
-        cut = {m: {name: part.split(at_once) for name, part in output.items()} for m, output in outputs.items()}
+        cut = {m: {name: torch.split(part, at_once) for name, part in output.items()} for m, output in outputs.items()}
         number = len(next(iter(cut.values()))["tokens"])
         parts: list[TensorDict] = [
             checkpoint(

@@ -18,11 +18,12 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import cached_file
 
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.layouts.clip import LOGIT_SCALE, clip_architecture, clip_table
 from mmpretrain.models.layouts.siglip import LOGITS, siglip_architecture, siglip_table
 from mmpretrain.models.layouts.tables import State, Table, to_ours
-from mmpretrain.models.layouts.towers import Channels, Pixels
+from mmpretrain.models.layouts.towers import HALVES, Channels, Pixels
 from mmpretrain.models.layouts.vit import vit_architecture, vit_table
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
 from mmpretrain.models.towers.base import TowerConfig
@@ -96,9 +97,7 @@ def _transformers(name: str, config: PretrainedConfig, child: Mapping[str, Tower
         towers=towers,
         weights=native.weights | whole.weights,
         tokenizer=_tokenizer(name),
-        obstacles={
-            modality: _obstacle(config.model_type, modality, name) for modality in child if modality not in towers
-        },
+        obstacles={modality: _obstacle(config.model_type, modality, name) for modality in missing},
         unread={part: tensor.numel() for part, tensor in state.items() if part not in used},
     )
 
@@ -172,7 +171,7 @@ class _Reading:
 
 
 def _native_reading(config: PretrainedConfig, name: str) -> _Reading | None:
-    pixels = _pixels(name)
+    pixels = _pixels(name) or (Pixels(CLIP_MEAN, CLIP_STD) if isinstance(config, CLIPConfig) else HALVES)
     if isinstance(config, CLIPConfig):
         table = clip_table(config.vision_config.num_hidden_layers, config.text_config.num_hidden_layers)
         return _Reading(ModelConfig.model_validate(clip_architecture(config, pixels)), [*table, *LOGIT_SCALE])
@@ -185,13 +184,13 @@ def _native_reading(config: PretrainedConfig, name: str) -> _Reading | None:
     return None
 
 
-def _pixels(name: str) -> Pixels:
-    """How the folder's pixels are normalised, where it says so."""
+def _pixels(name: str) -> Pixels | None:
+    """How the pixels were normalised, where the folder says so."""
     try:
         fields, _ = ImageProcessingMixin.get_image_processor_dict(name)
         return Pixels(cast(Channels, tuple(fields["image_mean"])), cast(Channels, tuple(fields["image_std"])))
     except (OSError, KeyError):
-        return Pixels()
+        return None
 
 
 def _tokenizer(name: str) -> str | None:

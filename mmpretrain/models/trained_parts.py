@@ -18,7 +18,8 @@ from mmpretrain.models.towers.base import Tower
 def prepare(model: MultimodalTransformer, config: FinetuneConfig) -> None:
     """Add the adapters and freeze what does not learn, in place."""
     add_adapters(model, config)
-    frozen = set(_frozen(model, config))
+    never = dict(model.named_parameters()).keys() - model.published_state().keys()
+    frozen = {*_frozen(model, config), *never}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if not any(parameter.requires_grad and parameter.numel() > 1 for parameter in model.parameters()):

@@ -120,7 +120,7 @@ class Objective(nn.Module):
     spans_batch: ClassVar[bool] = False
     """True when a row's loss depends on other rows: the rank's whole share then runs in one engine forward."""
     scaffolding: ClassVar[tuple[str, ...]] = ()
-    """Child modules that training alone needs; a published model leaves their weights out."""
+    """Child modules that training alone needs: no gradient changes their weights, and a published model lacks them."""
 
     @property
     def conditions(self) -> tuple[str, ...]:

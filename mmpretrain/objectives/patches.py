@@ -72,6 +72,10 @@ class HiddenPatches(Objective):
         self.masking = config.masking_of(tower)
         self.decoder = PatchDecoder(config, tower, in_width, out_width)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return self.condition_on
+
     def count(self, batch: TensorDict) -> Tensor:
         return self.present(batch).sum().float() * (self.masking.num_patches - self.masking.num_visible)
 

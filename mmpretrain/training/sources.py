@@ -5,12 +5,13 @@ whose samples serve no objective. Noted: micro-batches that hold unequal numbers
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from data_pipeline.loader import Loader
 from data_pipeline.reader import Source
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import DataError
+from mmpretrain.objectives.base import ObjectiveConfig, expand_all
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +19,10 @@ log = logging.getLogger(__name__)
 def check_sources(config: RunConfig, loader: Loader) -> None:
     """Refuse what would be trained on in vain."""
     drawn = [source for source in loader.sources if _is_drawn(config, source.name)]
-    _check_objectives(config, drawn)
+    objectives = expand_all(config.objectives, config.model.towers)
+    _check_objectives(objectives, drawn)
     for source in drawn:
-        _check_source(config, source)
+        _check_source(objectives, source)
     slots = loader.uneven_slots
     if slots is not None and len({source.together for source in drawn}) > 1:
         log.info(
@@ -37,9 +39,9 @@ def _is_drawn(config: RunConfig, name: str) -> bool:
     return bool(train.weights[name] or any(change.weights.get(name) for change in train.changes))
 
 
-def _check_objectives(config: RunConfig, sources: Sequence[Source]) -> None:
+def _check_objectives(objectives: Mapping[str, ObjectiveConfig], sources: Sequence[Source]) -> None:
     kinds = frozenset[frozenset[str]]().union(*(source.together for source in sources))
-    for name, objective in config.objectives.items():
+    for name, objective in objectives.items():
         if not any(objective.counts_with(held) for held in kinds):
             raise DataError(
                 f"no sample holds what objective {name} reads together ({_named(objective.reads)}); samples hold "
@@ -47,10 +49,10 @@ def _check_objectives(config: RunConfig, sources: Sequence[Source]) -> None:
             )
 
 
-def _check_source(config: RunConfig, source: Source) -> None:
-    if any(objective.counts_with(held) for objective in config.objectives.values() for held in source.together):
+def _check_source(objectives: Mapping[str, ObjectiveConfig], source: Source) -> None:
+    if any(objective.counts_with(held) for objective in objectives.values() for held in source.together):
         return
-    needs = "; ".join(f"{name}: {_named(objective.reads)}" for name, objective in config.objectives.items())
+    needs = "; ".join(f"{name}: {_named(objective.reads)}" for name, objective in objectives.items())
     raise DataError(
         f"source {source.name} teaches nothing: its samples hold {_listed(source.together)}, and no objective counts "
         f"such samples ({needs}); remove the source, or add an objective that reads what it holds"

@@ -154,8 +154,12 @@ def train(engine: Engine, steps: range) -> list[float]:
     return losses
 
 
-def full_state(engine: Engine, keys: tuple[str, ...] = KEYS) -> dict[str, Tensor]:
-    """Every fragment of every rank joined: "master/name", "exp_avg/name", ... as flat tensors. Communicates."""
+EVERYTHING = (*KEYS, "replica")
+
+
+def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, Tensor]:
+    """Every fragment of every rank joined: "master/name", "exp_avg/name", "replica/name" of what does not learn, ... as
+    flat tensors. Communicates."""
     mine = [
         (f"{one.key}/{one.name}", one.offset, one.view.detach().cpu().clone())
         for one in fragments(engine.deepspeed, engine.stage)
@@ -245,16 +249,15 @@ def nan_on_one_rank(folder: Path) -> None:
 
 def teacher(folder: Path) -> None:
     """Train, save, restore at the next stage over weights that must give way, go on; then a step that is skipped."""
-    everything = (*KEYS, "replica")
     for case, engine in engines("features", [2], [0, 1, 2, 3]):
         losses = train(engine, range(3))
-        state = full_state(engine, everything)
+        state = full_state(engine, EVERYTHING)
         leave_results(folder, case, losses, state)
         checkpoint.save(engine, folder / case, Position(3, 3 * GLOBAL_BATCH, "d"), "seed: 0\n")
         other = next(engines("features", [2], [(engine.stage + 1) % 4]))[1]
         train(other, range(20, 21))
         checkpoint.load(other, folder / case)
-        restored = full_state(other, everything)
+        restored = full_state(other, EVERYTHING)
         equal = all(torch.equal(value, state[name]) for name, value in restored.items()) and len(restored) == len(state)
         after, there = train(engine, range(3, 4)), train(other, range(3, 4))
         before = full_state(engine, ("replica",))

@@ -34,6 +34,7 @@ from mmpretrain.modalities.video import VideoCodec, VideoCodecConfig
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.base import ObjectiveConfig
+from mmpretrain.objectives.data2vec import Data2VecConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
 from mmpretrain.objectives.mae import MAEConfig
 from mmpretrain.objectives.mlm import MLMConfig
@@ -58,6 +59,10 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     "mlm_image": MLMConfig(probability=0.4, condition_on=("image",)),
     "mlm_seen": MLMConfig(probability=0.4, condition_on=("image", "audio")),
     "mae": MAEConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
+    "mae_told": MAEConfig(condition_on=("text",), decoder_width=16, decoder_depth=1, decoder_heads=2),
+    "features": Data2VecConfig(
+        modality="video", decoder_width=16, decoder_depth=1, decoder_heads=2, mask_ratio=0.5, top_layers=1
+    ),
 }
 
 
@@ -77,7 +82,7 @@ def text_codec() -> TextCodec:
     tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(length=LENGTH, pad_id=PAD, pad_token="<pad>")
-    return TextCodec(tokenizer, LENGTH, "first")
+    return TextCodec("text", None, tokenizer, LENGTH, "first")
 
 
 def captions(sample: int) -> list[str]:

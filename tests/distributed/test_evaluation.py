@@ -19,6 +19,8 @@ from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 
 from mmpretrain.core.seeding import key_of
+from mmpretrain.objectives.mae import normalise_patches
+from mmpretrain.objectives.patches import at_patches
 
 Figures = dict[str, float]
 WHOLE = [[list(range(SAMPLES))]]
@@ -191,7 +193,7 @@ def test_probes_see_the_embeddings_and_the_pooled_vectors(one: tuple[Figures, Pa
 def test_a_loss_without_a_modality_is_that_of_a_fusion_over_the_others(one: tuple[Figures, Path]) -> None:
     context = context_of([], one[1])
     batch = context.batch(samples(range(SAMPLES)))
-    objective, mae = (context.model.objectives[name] for name in ("mlm_seen", "mae"))
+    objective, mae, told = (context.model.objectives[name] for name in ("mlm_seen", "mae", "mae_told"))
     told = batch["text.mask"] & torch.stack([batch[f"{m}.present"] for m in ("text", "image", "audio")]).all(0)[:, None]
     masked = objective.masking(batch["text"], objective.masking.eligible(batch["text"], told), batch["draw"])
     places, weights = masked.positions[:, :, None], masked.weights.flatten()
@@ -208,9 +210,18 @@ def test_a_loss_without_a_modality_is_that_of_a_fusion_over_the_others(one: tupl
             right = (((logits.argmax(-1) == masked.targets.flatten()) * weights).sum() / weights.sum()).item()
             assert one[0][f"val/mlm_seen_acc{taken and '_no_' + taken}"] == pytest.approx(right)
         reconstructed = mae.encode(encoder)["sum"] / mae.count(batch)
+        split = told.masking(batch["draw"])
+        seen = encoder.fuse({"image": encoder.tower("image", keep=split.visible)})["image"]
+        patches = encoder.patches("image")
+        targets = normalise_patches(at_patches(patches, split.hidden))
+        errors = (told.decoder(seen, split.visible, split.hidden) - targets).square().mean(-1).sum(1)
+    blind = errors[told.present(batch)].sum() / told.count(batch)
+    assert one[0]["val/loss_mae_told_no_text"] == pytest.approx(blind.item(), rel=1e-5)
+    assert one[0]["val/loss_mae_told"] != pytest.approx(blind.item(), rel=1e-6)
     assert one[0]["val/loss_mae"] == pytest.approx(reconstructed.item(), rel=1e-5)
     assert one[0]["val/loss_mlm_seen_no_image"] != pytest.approx(one[0]["val/loss_mlm_seen"], rel=1e-6)
-    assert not {"val/loss_itc", "val/loss_mae_no_image"} & set(one[0])
+    assert not {"val/loss_itc", "val/loss_mae_no_image", "val/loss_features_no_video"} & set(one[0])
+    assert one[0]["val/loss_features"] > 0
 
 
 def test_masked_words_are_counted_with_and_without_the_right_image(one: tuple[Figures, Path]) -> None:

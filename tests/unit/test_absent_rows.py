@@ -13,7 +13,9 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.towers.base import Tower
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.captioning import CaptioningConfig
+from mmpretrain.objectives.data2vec import Data2VecConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
+from mmpretrain.objectives.itm import ITMConfig
 from mmpretrain.objectives.mae import MAEConfig
 from mmpretrain.objectives.mlm import MLMConfig
 from mmpretrain.objectives.siglip import SigLIPConfig
@@ -34,6 +36,8 @@ OBJECTIVES: dict[str, ObjectiveConfig] = {
     "mlm_audio": MLMConfig(probability=0.4, condition_on=("audio",)),
     "mim": MAEConfig(**DECODER),
     "mam": MAEConfig(modality="audio", **DECODER),
+    "matching": ITMConfig(pair=("audio", "text")),
+    "features": Data2VecConfig(modality="audio", masking="random", top_layers=1, **DECODER),
     "hue": SupervisedConfig(inputs=("image", "audio"), label="hue", outputs=3),
     "tone": SupervisedConfig(inputs=("audio",), label="hue", outputs=3),
 }
@@ -44,8 +48,8 @@ CAPTIONING: dict[str, ObjectiveConfig] = {
 KINDS = {"two ways": (False, OBJECTIVES), "causal": (True, CAPTIONING)}
 LACKING = {
     "image": {"i2t", "mim", "image_caption"},
-    "audio": {"a2t", "mlm_audio", "mam", "tone", "audio_caption"},
-    "text": {"i2t", "a2t", "mlm", "mlm_audio", "image_caption", "audio_caption"},
+    "audio": {"a2t", "mlm_audio", "mam", "matching", "features", "tone", "audio_caption"},
+    "text": {"i2t", "a2t", "mlm", "mlm_audio", "matching", "image_caption", "audio_caption"},
     "hue": {"hue", "tone"},
 }
 """What has no targets in a batch without the modality or label."""
@@ -70,6 +74,7 @@ def batch() -> dict[str, Tensor]:
         "text.mask": torch.arange(LENGTH) < torch.tensor([8, 5, 6, 3, 8, 4])[:, None],
         "hue": torch.randint(3, (ROWS,), generator=draw),
         "draw": torch.tensor([row_key(1, position) for position in range(ROWS)]),
+        "sample": torch.arange(ROWS),
     }
     return fields | {f"{name}.present": torch.ones(ROWS, dtype=torch.bool) for name in ("hue", *STEMS)}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmpretrain.core.captions import captions_of
+from mmpretrain.core.captions import captions_of, texts_of
 from mmpretrain.core.errors import SampleError
 
 
@@ -34,3 +34,13 @@ def test_captions_come_from_json_lists_then_text_then_json(members: dict[str, by
 def test_captions_that_cannot_be_read_are_told(members: dict[str, bytes], message: str) -> None:
     with pytest.raises(SampleError, match=message):
         captions_of(members)
+
+
+def test_other_texts_stand_under_keys_of_json() -> None:
+    members = {"json": b'{"captions": ["a"], "question": " why ", "answers": ["x", "", "y"], "count": 3}', "txt": b"a"}
+    assert texts_of(members, None) == ["a"]
+    assert texts_of(members, "question") == ["why"]
+    assert texts_of(members, "answers") == ["x", "y"]
+    assert texts_of(members, "other") == texts_of({"txt": b"a"}, "question") == []
+    with pytest.raises(SampleError, match="what .json holds under 'count' is neither text nor a list of text"):
+        texts_of(members, "count")

@@ -10,8 +10,29 @@ from mmpretrain.core.config import config_hash, dump_yaml, parse_config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.models.multimodal import MultimodalTransformer
 
-COMPLETE = ("demo", "flickr1k", "clip-vit-b32", "clip-vit-b16", "clip-vit-l14", "siglip-vit-b16", "flava-base")
+COMPLETE = (
+    "demo",
+    "gate",
+    "flickr1k",
+    "flickr1k-trimodal",
+    "clip-vit-b32",
+    "clip-vit-b16",
+    "clip-vit-l14",
+    "siglip-vit-b16",
+    "flava-base",
+    "coca-base",
+    "clap-base",
+    "video-text-base",
+    "trimodal-base",
+    "fourmodal-base",
+)
 DEMO = configs_folder() / "demo.yaml"
+NO_ANSWER = (
+    "objectives.answer=null",
+    "data.codecs.answer=null",
+    "evaluation.tasks.answers=null",
+    "evaluation.tasks.heldout_answers=null",
+)
 
 
 def fault(*overrides: str, run: str = "demo") -> str:
@@ -85,9 +106,15 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         ),
         (["optimizer.betas=[0.9, 1.0]"], "saw [0.9, 1.0], expected two numbers from 0 to below 1"),
         (["schedule={kind: constant, final_fraction: 0.5}"], "a constant schedule does not decay; remove it or use"),
-        (["objectives.itc.pair=[image, sound]"], "objectives.itc: needs the tower sound, the model has image, text"),
+        (
+            ["objectives.itc.pairs=[[image, sound]]"],
+            "objectives.itc: needs the tower sound, the model has image, video",
+        ),
         (["model.fusion={kind: late}"], "objectives.mlm: reads fused tokens, but model.fusion.kind is late; set it to"),
-        (["objectives.mlm.condition_on=[]"], "model.fusion: no objective reads what is fused, so it would never learn"),
+        (
+            ["objectives.mlm.condition_on=[]", *NO_ANSWER],
+            "model.fusion: no objective reads what is fused, so it would never learn",
+        ),
         (["objectives.max_rank={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
         (["objectives.I-T={kind: infonce}"], "the name becomes a metric; use lower-case letters, digits and _"),
         (["objectives.itc.kind=infonc"], "objectives.itc: saw kind 'infonc', expected "),
@@ -139,7 +166,8 @@ def test_a_codec_and_a_tower_belong_together(tmp_path: Path) -> None:
 
 
 def test_a_run_without_objectives_is_refused() -> None:
-    message = fault("objectives.itc=null", "objectives.mlm=null", "objectives.mim=null", "model.fusion={kind: late}")
+    gone = ("objectives.itc=null", "objectives.mlm=null", "objectives.mim=null", "evaluation.tasks.words=null")
+    message = fault(*gone, *NO_ANSWER, "model.fusion={kind: late}")
     assert "objectives: there is nothing to learn; add one, e.g. itc: {kind: infonce}" in message
 
 

@@ -12,7 +12,9 @@ from tiny_model import build_model, rows_of
 from torch import Tensor, nn
 
 from mmpretrain.core.errors import ConfigError
+from mmpretrain.models.finetune import FinetuneConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.trained_parts import prepare
 from mmpretrain.objectives.base import ModelFacts, TowerFacts
 from mmpretrain.objectives.data2vec import Data2VecConfig, FeatureModelling
 from mmpretrain.training.fragments import move_average
@@ -101,6 +103,13 @@ def test_the_teacher_never_trains_and_never_drops_anything_out() -> None:
     assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
     assert all(p.grad is not None for p in objective_of(model).decoder.parameters())
     assert model.towers["image"].stem.project.weight.grad.abs().sum() > 0
+
+
+def test_fine_tuning_the_whole_model_leaves_the_teacher_frozen() -> None:
+    model = build()
+    prepare(model, FinetuneConfig())
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, _ in model.named_parameters() if "teacher" not in name}
 
 
 def test_hidden_patches_reach_the_prediction_only_through_the_teacher() -> None:

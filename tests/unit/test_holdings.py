@@ -184,6 +184,13 @@ def test_an_objective_that_no_sample_serves_is_refused(folder: Path) -> None:
         check_sources(config, load(folder, codecs()))
 
 
+def test_of_an_entry_of_several_pairs_each_is_served_by_sources_of_its_own(folder: Path) -> None:
+    pairs = [["image", "text"], ["audio", "text"], ["video", "text"]]
+    check_sources(run_config(folder, itc={"kind": "infonce", "pairs": pairs}), load(folder, codecs()))
+    with pytest.raises(DataError, match=r"no sample holds what objective itc_image_audio reads together"):
+        check_sources(run_config(folder, itc={"kind": "infonce", "hub": "image"}), load(folder, codecs()))
+
+
 def test_a_source_that_serves_no_objective_is_refused(folder: Path) -> None:
     with pytest.raises(
         DataError,

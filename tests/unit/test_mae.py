@@ -156,6 +156,7 @@ def test_hidden_patches_are_predicted_with_the_text_in_sight_and_without_those_o
     assert not torch.allclose(before[0], after[0])
     assert torch.equal(before[1:], after[1:])
     assert objective_of(model).count(rows).item() == 2 * 12
+    assert objective_of(model).conditions == ("text",)
     kept = {name: tensor[[0, 2]] for name, tensor in rows.items()}
     torch.testing.assert_close(loss, encode(model, kept))
     words = model.towers["text"].stem.words.weight.grad

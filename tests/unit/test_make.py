@@ -107,7 +107,7 @@ def test_the_statistics_are_those_of_the_samples(synthetic: Path, capsys: pytest
     assert found.captions_per_sample == (3,) * 5
     assert (found.characters[0], found.characters[-1]) == (min(longest), max(longest))
     assert found.extensions["jpg"] == Extension(120, sum(len(sample["jpg"]) for sample in samples))
-    assert list(found.extensions) == ["jpg", "json", "txt"]
+    assert list(found.extensions) == ["jpg", "json", "mp4", "txt", "wav"]
     assert "3 shards, 120 samples, 360 captions" in capsys.readouterr().out
 
 

@@ -29,9 +29,11 @@ SPECS = {
 CODECS = discover("mmpretrain.modalities", CodecConfig)
 
 
-def jpeg() -> bytes:
+def jpeg(shade: int = 0) -> bytes:
     buffer = BytesIO()
-    Image.fromarray(np.arange(3 * 20 * 20, dtype=np.uint8).reshape(20, 20, 3)).save(buffer, "JPEG")
+    Image.fromarray(np.arange(3 * 20 * 20, dtype=np.uint8).reshape(20, 20, 3) // 2 + np.uint8(shade)).save(
+        buffer, "JPEG"
+    )
     return buffer.getvalue()
 
 
@@ -148,3 +150,21 @@ def test_dropout_spares_no_sample_that_is_unusable(tokenizer: str) -> None:
     for position in range(20):
         with pytest.raises(SampleError, match="no caption"):
             codec.decode({}, generator(position))
+
+
+def test_what_is_kept_is_decoded_once_without_augmentation_and_dropped_anew(
+    tokenizer: str, whole: dict[str, bytes]
+) -> None:
+    kept = codec_of("image", tokenizer, keep=True, drop=0.25, crop_scale=[0.2, 0.5])
+    plain = codec_of("image", tokenizer).decode(whole, None)["image"]
+    found = [kept.decode(whole, generator(position)) for position in range(60)]
+    present = [row["image.present"] for row in found]
+    assert 0 < sum(present) < 60
+    for row in found:
+        np.testing.assert_array_equal(row["image"], plain if row["image.present"] else np.zeros_like(plain))
+    assert len(kept.kept or ()) == 1
+    other = {**whole, "jpg": jpeg(shade=9)}
+    assert not np.array_equal(kept.decode(other, None)["image"], plain)
+    assert len(kept.kept or ()) == 2
+    with pytest.raises(SampleError, match="cannot be"):
+        kept.decode({"jpg": b"no picture"}, None)

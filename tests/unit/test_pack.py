@@ -278,3 +278,41 @@ def test_keys_are_safe_and_unique() -> None:
     assert len(set(keys)) == 6
     assert all("." not in key and "/" not in key for key in keys)
     assert safe_keys(paths[:2])[0] == keys[0] != "a_b"
+
+
+def test_files_of_further_folders_join_the_sample_of_their_name(
+    photos: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speech, out = tmp_path / "speech", tmp_path / "out"
+    speech.mkdir()
+    for number in range(5):
+        (speech / f"p{number}.wav").write_bytes(b"ID3 sound of " + bytes([number]))  # MP3, whatever its name says
+    summary = pack(photos, table, out, samples_per_shard=3, workers=1, join=[speech])
+    assert (summary.samples, summary.joined) == (7, 5)
+    assert "5 files of further folders joined them, 2 are lacking" in " ".join(capsys.readouterr().err.split())
+    for number, sample in enumerate(read_back(out)):
+        assert ("mp3" in sample) is (number < 5)
+        assert "jpg" in sample and "wav" not in sample
+        if number < 5:
+            assert sample["mp3"] == b"ID3 sound of " + bytes([number])
+    (speech / "p0.wav").write_bytes(b"ID3 another")
+    with pytest.raises(ConfigError, match="holds a packing of other input or options"):
+        pack(photos, table, out, samples_per_shard=3, workers=1, join=[speech])
+
+
+def test_further_folders_that_cannot_join_are_refused(photos: Path, table: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="media folder .*absent does not exist"):
+        pack(photos, table, tmp_path / "a", workers=1, join=[tmp_path / "absent"])
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    with pytest.raises(DataError, match="of further media holds no files"):
+        pack(photos, table, tmp_path / "b", workers=1, join=[twice])
+    for suffix in ("mp3", "wav"):
+        (twice / f"p1.{suffix}").write_bytes(b"ID3")
+    with pytest.raises(DataError, match=r"p1.mp3 and .*p1.wav would join the same sample; keep one"):
+        pack(photos, table, tmp_path / "c", workers=1, join=[twice])
+    same = tmp_path / "same"
+    same.mkdir()
+    (same / "p1.png").write_bytes(picture(shade=3))
+    with pytest.raises(DataError, match=r"p1.jpg: two of its files hold jpg, and a sample has one of each: p1.png"):
+        pack(photos, table, tmp_path / "d", workers=1, join=[same])

@@ -52,3 +52,39 @@ def test_a_preset_has_the_millions_of_parameters_it_is_planned_with(name, image,
     assert count(model.towers["text"]) / 1e6 == pytest.approx(text, rel=0.005)
     # The plan's fusion has a third modality to project.
     assert count(model.fusion) / 1e6 == pytest.approx(fusion, rel=0.04)
+
+
+BASE = {"image": 85.8, "audio": 85.6, "video": 86.4}
+"""Millions: ViT-B/16, AST-base without its distillation token, VideoMAE-base's encoder."""
+WORDS = {name: size * 512 / 1e6 for name, size in {"clip": 49408, "bert": 30522}.items()}
+TEXT = {name: 63.2 - WORDS["clip"] + words for name, words in WORDS.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "vocabulary", "towers", "fusion"),
+    [
+        ("trimodal-base", 30522, {"image": BASE["image"], "audio": BASE["audio"], "text": TEXT["bert"]}, 42.9),
+        ("fourmodal-base", 30522, BASE | {"text": TEXT["bert"]}, 42.9),
+        ("video-text-base", 49408, {"video": BASE["video"], "text": TEXT["clip"]}, None),
+        ("clap-base", 50265, {"audio": BASE["audio"], "text": 124.6 - 0.6}, None),  # RoBERTa-base without its pooler
+    ],
+)
+def test_a_run_of_several_modalities_has_towers_of_base_size(name, vocabulary, towers, fusion):
+    run = load_run_config(CONFIGS / f"{name}.yaml")
+    words = TokenizerFacts(vocab_size=vocabulary, pad_id=0, eos_id=2, mask_id=3)
+    with torch.device("meta"):
+        model = MultimodalTransformer.create(resolve(run.model, words), run.objectives)
+    assert {modality: count(tower) / 1e6 for modality, tower in model.towers.items()} == pytest.approx(
+        towers, rel=0.006
+    )
+    if fusion is not None:
+        assert count(model.fusion) / 1e6 == pytest.approx(fusion, rel=0.005)
+
+
+def test_coca_has_the_decoder_of_its_paper():
+    """Table 1 of arXiv 2205.01917: 297 million in the decoder, of 64,000 words whose output matrix is its own."""
+    run = load_run_config(CONFIGS / "coca-base.yaml")
+    with torch.device("meta"):
+        model = MultimodalTransformer.create(run.model, run.objectives)
+    decoder = count(model.towers["text"]) + count(model.objectives["caption"])
+    assert (decoder + (64_000 - 49_408 + 64_000) * 768) / 1e6 == pytest.approx(297, rel=0.005)

@@ -1,5 +1,6 @@
 """A published folder: complete, verified, and in place only when everything held."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from mmpretrain.publishing.card import Contents, render_card
-from mmpretrain.publishing.facts import PublishError, PublishFacts, SourceFacts
+from mmpretrain.publishing.facts import ParentFacts, PublishError, PublishFacts, SourceFacts
 from mmpretrain.publishing.folder import Published, check_sums, publish_model
 
 FACTS = PublishFacts(
@@ -89,6 +90,13 @@ def test_the_card_gives_the_recorded_facts(published: Published) -> None:
     record = json.loads((published.folder / "provenance.json").read_text())
     assert record["verification"]["clip"]["image"] < 1e-5
     assert record["samples_seen"] == 76_800
+
+
+def test_the_card_of_a_fine_tuned_model_names_its_parent() -> None:
+    contents = Contents({"towers": {}}, {}, 7, {}, {}, {}, {})
+    parent = ParentFacts("openai/clip-vit-base-patch32", "CLIPModel", "4be1")
+    text = render_card(dataclasses.replace(FACTS, parent=parent), contents)
+    assert "Fine-tuned from openai/clip-vit-base-patch32 (CLIPModel, weights `4be1`) with mmpretrain for 600" in text
 
 
 def test_a_user_of_transformers_gets_the_answers_of_the_model(published: Published) -> None:

@@ -84,6 +84,18 @@ def test_a_sample_without_caption_is_unusable(tokenizer: str) -> None:
         build(tokenizer).decode({"txt": b"\xff\xfe"}, None)
 
 
+def test_a_text_under_a_key_fills_a_field_of_its_own(tokenizer: str) -> None:
+    config = TextCodecConfig(field="question", key="asked")
+    codec = config.codec({"question": FieldSpec((5,), "int64")}, tokenizer)
+    members = {"txt": b"a red square", "json": json.dumps({"asked": ["blue square", "red"]}).encode()}
+    decoded = codec.decode(members, None)
+    assert config.makes == "question" and codec.extensions == {"json"}
+    assert decoded["question"].tolist() == [BOS, BLUE, SQUARE, EOS, PAD]
+    assert decoded.keys() == {"question", "question.mask", "question.present"} == codec.fields.keys()
+    with pytest.raises(SampleError, match=r"no text under 'asked' in .json \(saw: txt\)"):
+        codec.decode({"txt": b"a red square"}, None)
+
+
 def test_tokenizers_that_cannot_serve_are_refused(tokenizer: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a tokenizer; set data.tokenizer.path"):
         TextCodecConfig().build({"text": FieldSpec((6,), "int64")}, None)

@@ -105,3 +105,13 @@ def test_a_tokenizer_that_cannot_serve_is_refused(shard: Path, tmp_path: Path) -
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="has no pad token, which texts of a fixed length need; add one"):
         load_tokenizer(folder)
+
+
+def test_it_is_trained_from_the_texts_of_all_keys(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "s.tar")) as writer:
+        for number in range(9):
+            described = {"captions": ["plain words"], "asked": ["quizzical"], "odd": 3}
+            writer.write({"__key__": str(number), "json": json.dumps(described).encode()})
+    for keys, words in (((None,), 0), ((None, "asked"), 1)):
+        tokenizer = load_tokenizer(train_tokenizer([tmp_path / "s.tar"], 300, tmp_path / str(words), keys))
+        assert (len(tokenizer.tokenize("quizzical")) == 1) is bool(words)

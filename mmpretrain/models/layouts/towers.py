@@ -15,15 +15,19 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Pixels:
-    """Mean and std of the pixels / 255 that an encoder was trained on; None: its folder does not say."""
+    """Mean and std of the pixels / 255 that an encoder was trained on."""
 
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: Channels
+    std: Channels
 
     def stem(self, image_size: int, patch_size: int) -> dict[str, object]:
         """Fields of the patch stem that reads these pixels."""
-        known = {} if self.mean is None or self.std is None else {"mean": self.mean, "std": self.std}
-        return {"kind": "patches", "image_size": image_size, "patch_size": patch_size, **known}
+        sizes = {"image_size": image_size, "patch_size": patch_size}
+        return {"kind": "patches", "mean": self.mean, "std": self.std, **sizes}
+
+
+HALVES = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""From -1 to 1, as ViT and SigLIP were published."""
 
 
 def native_tower(config: PretrainedConfig) -> dict[str, object]:
