@@ -52,7 +52,8 @@ tracking: {{log_every: 50}}
 
 def can_run() -> str:
     """Why no cluster can be started here; empty where one can."""
-    return "" if shutil.which("slurmctld") else "there is no slurmctld here (Debian and Ubuntu: apt install slurm-wlm)"
+    found = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
+    return "" if found else "there is no slurmctld here (Debian and Ubuntu: apt install slurm-wlm)"
 
 
 @contextmanager
