@@ -146,7 +146,7 @@ def wishes_for(cluster: Cluster, folder: Path, nodes: int) -> Wishes:
 
 def small_cluster(**changes: object) -> Cluster:
     """Signals and limits that suit runs of a minute."""
-    limits = Limits(start_s=400, step_s=12, save_s=30, evaluate_s=60)
+    limits = Limits(start_s=400, step_s=20, save_s=30, evaluate_s=60)
     return Cluster(
         partition="low",
         cpus_per_node=1,
