@@ -42,7 +42,7 @@ test: lint slurm
 # The launcher is tested on a real Slurm cluster on this machine; where it cannot be installed those tests are skipped,
 # and the last lines of the tests name them.
 slurm:
-	@command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	@PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm shellcheck >/dev/null; } || \
 	  echo "warning: no Slurm here, and it cannot be installed (Debian and Ubuntu: apt install slurm-wlm)" >&2
 

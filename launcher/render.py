@@ -43,6 +43,7 @@ def array_script(specs: Sequence[JobSpec], list_file: Path, exclude: Sequence[st
     choice = (
         f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(list_file))})\n'
         'exec >>"$run/logs/job.log" 2>&1\n'
+        + ("" if first.code is None else f'export PYTHONPATH="$run"/launch/{first.code.name}\n')
     )
     return _script(first, lines, '"$run"', choice)
 

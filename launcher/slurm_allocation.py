@@ -46,12 +46,12 @@ class SlurmAllocation:
 
     def start(self, attempt: int, port: int) -> subprocess.Popen[bytes]:
         command = render.slurm_step(self.spec, self._address, port, attempt)
-        return subprocess.Popen(command, env=_own_environment(), start_new_session=True)
+        return subprocess.Popen(command, env=self._environment(), start_new_session=True)
 
     def on_every_node(self, name: str, arguments: Sequence[str]) -> None:
         command = render.slurm_tool(self.spec, name, arguments)
         try:
-            subprocess.run(command, env=_own_environment(), timeout=TOOL_TIMEOUT_S, check=False)
+            subprocess.run(command, env=self._environment(), timeout=TOOL_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired:
             log.warning("%s did not end within %g s on every node", name, TOOL_TIMEOUT_S)
 
@@ -102,14 +102,14 @@ class SlurmAllocation:
         submit_again(self.spec, after=self._job, exclude=bad)
         return True
 
+    def _environment(self) -> dict[str, str]:
+        """Without what sbatch chose for this script, since each step says itself what it wants; with the run's own."""
+        left_out = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE")
+        kept = {name: value for name, value in os.environ.items() if name not in left_out}
+        return kept | render.variables(self.spec)
+
     def tell_progress(self, text: str) -> None:
         _try("scontrol", "update", f"JobId={self._job}", f"Comment={re.sub(r'[^ -~]', ' ', text)}")
-
-
-def _own_environment() -> dict[str, str]:
-    """Without what sbatch chose for this script: each step says itself what it wants."""
-    left_out = ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE")
-    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def _try(*command: str) -> str:

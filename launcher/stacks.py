@@ -67,8 +67,8 @@ def describe(stacks: Mapping[int, tuple[Frame, ...]], ranks: Mapping[int, RankPr
         return "all ranks stand in the same place"
     parts = []
     for rank in odd[:4]:
-        place = str(stacks[rank][0]) if stacks[rank] else "a place it could not tell"
-        parts.append(f"rank {rank} on {ranks[rank].node} is at {place}")
+        where = f"is at {stacks[rank][0]}" if stacks[rank] else "is gone, or cannot tell where it is"
+        parts.append(f"rank {rank} on {ranks[rank].node} {where}")
     rest = next((frames for rank, frames in stacks.items() if rank not in odd and frames), ())
     others = f"; the others wait in {rest[0].function}" if rest else ""
     more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""

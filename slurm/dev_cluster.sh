@@ -8,6 +8,7 @@
 # of low after 20 s of grace. MMPRETRAIN_CLUSTER_USER_SIGNAL=no: preempted jobs are not sent their --signal.
 # MMPRETRAIN_CLUSTER_PORT: the first of NODES + 1 ports; free ones are looked for when it is not set.
 set -euo pipefail
+PATH=$PATH:/usr/sbin # where Debian keeps daemons, and not every user looks
 
 fail() {
   echo "error: $1" >&2

@@ -1,5 +1,6 @@
 """A run that is asked to stop saves, says so, and is finished by the same command started again."""
 
+import json
 import signal
 from collections.abc import Callable
 
@@ -108,3 +109,32 @@ def test_the_installed_command_stops_and_any_other_way_in_goes_on(project: Proje
     assert project.outcome()[0] == "preempted"
     assert project.train(f"steps={STEPS}").code == 0
     assert project.outcome() == ("completed", STEPS)
+
+
+def test_an_evaluation_stacks_and_a_profile_can_be_asked_for(project: Project) -> None:
+    control = project.output / "control"
+    control.mkdir(parents=True)
+    for name in ("eval", "stacks", "profile:2"):
+        (control / name).touch()
+    assert project.train("evaluation.tasks.retrieval.kind=retrieval").code == 0
+    evaluated = [row["step"] for row in project.rows("metrics.jsonl") if "val/i2t_r@1" in row]
+    assert evaluated == [1, 6]
+    assert "in ask" in (project.output / "stacks" / "rank-0.txt").read_text()
+    trace = json.loads((project.output / "profiles" / "step-00000003.json").read_text())
+    assert any("aten::" in event["name"] for event in trace["traceEvents"])
+    assert list(control.iterdir()) == []
+
+
+def test_a_profile_of_no_number_of_steps_is_told_and_passed_over(project: Project) -> None:
+    (project.output / "control").mkdir(parents=True)
+    (project.output / "control" / "profile:many").touch()
+    ended = project.train()
+    assert ended.code == 0
+    assert "control/profile:many is not followed; write e.g. control/profile:10" in ended.stderr
+
+
+def test_the_outcome_tells_who_asked_for_the_stop(project: Project) -> None:
+    (project.output / "control").mkdir(parents=True)
+    (project.output / "control" / "stop").write_text("cancelled by its owner")
+    assert project.train().code == 75
+    assert json.loads((project.output / "outcome.json").read_text())["reason"] == "cancelled by its owner"

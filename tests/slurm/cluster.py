@@ -52,7 +52,8 @@ tracking: {{log_every: 50}}
 
 def can_run() -> str:
     """Why no cluster can be started here; empty where one can."""
-    return "" if shutil.which("slurmctld") else "there is no slurmctld here (Debian and Ubuntu: apt install slurm-wlm)"
+    found = shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin")
+    return "" if found else "there is no slurmctld here (Debian and Ubuntu: apt install slurm-wlm)"
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def wishes_for(cluster: Cluster, folder: Path, nodes: int) -> Wishes:
 
 def small_cluster(**changes: object) -> Cluster:
     """Signals and limits that suit runs of a minute."""
-    limits = Limits(start_s=400, step_s=12, save_s=30, evaluate_s=60)
+    limits = Limits(start_s=400, step_s=20, save_s=30, evaluate_s=60)
     return Cluster(
         partition="low",
         cpus_per_node=1,

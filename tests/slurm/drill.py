@@ -68,7 +68,7 @@ class Drill:
         Console(width=180).print(*cells, sep=" | ")
 
     def near_time_limit(self) -> None:
-        """Lower the limit of the job, as its owner may, to two minutes from now."""
+        """Lower the limit of the job, as its owner may, to some two minutes from now."""
         spent = slurm_commands.call("squeue", "--noheader", f"--jobs={self.job}", "--format=%M").strip()
         minutes = int(spent.split(":")[-2]) + 2
         slurm_commands.call("scontrol", "update", f"JobId={self.job}", f"TimeLimit={minutes}")
@@ -133,6 +133,7 @@ def drill(folder: Path) -> int:
         doing.event("hang of one rank", lambda: doing.run.signal_rank(1, HANG))
         doing.event("preemption with signal", lambda: preempt(NODES, 3))
         doing.event("time limit", doing.near_time_limit)
+        slurm_commands.call("scontrol", "update", f"JobId={doing.job}", "TimeLimit=60")  # as its administrator may
         doing.event("scontrol requeue", lambda: slurm_commands.call("scontrol", "requeue", doing.job))
         doing.event("node killed", lambda: doing.kill_node(folder / "cluster"))
         doing.fill_disk()

@@ -133,7 +133,7 @@ def test_the_rank_outside_the_collective_is_named_even_where_it_is_one_of_two() 
 def test_a_rank_without_a_stack_is_the_odd_one() -> None:
     found = {0: stacks.main_thread(WAITING), 1: (), 2: stacks.main_thread(WAITING)}
     assert stacks.odd_ranks(found) == [1]
-    assert "rank 1 on n2 is at a place it could not tell" in stacks.describe(found, RANKS)
+    assert "rank 1 on n2 is gone, or cannot tell where it is" in stacks.describe(found, RANKS)
 
 
 def test_ranks_in_one_place_are_told_so() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from mmpretrain.config import RunConfig, configs_folder, load_run_config
 from mmpretrain.core.errors import CheckpointError, ClusterError, ConfigError, DivergenceError
+from mmpretrain.core.run_files import read_heartbeat
 from mmpretrain.core.types import StepReport
 from mmpretrain.training.engine import check_precision, deepspeed_config
 from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict, WarnBelow
@@ -164,3 +165,22 @@ def test_what_the_main_rank_refuses_is_raised() -> None:
     assert on_main(lambda: 3) == 3
     with pytest.raises(ConfigError, match="not so"):
         on_main(refuse)
+
+
+def test_the_heartbeat_tells_each_phase_and_steps_again_after_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.begin_attempt(1, "CPU", last_step=9) == 0
+    beats = [read_heartbeat(tmp_path)]
+    metrics = {"train/loss": math.nan, "perf/step_s": 0.5, "perf/samples_per_s": 4.0}
+    folder.beat(StepReport(3, 6, metrics))
+    beats.append(read_heartbeat(tmp_path))
+    with folder.phase("save", 3):
+        beats.append(read_heartbeat(tmp_path))
+    beats.append(read_heartbeat(tmp_path))
+    assert [(beat.phase, beat.step, beat.last_step) for beat in beats if beat] == [
+        ("start", 0, 9),
+        ("step", 3, 9),
+        ("save", 3, 9),
+        ("step", 3, 9),
+    ]
+    assert beats[1] is not None and (beats[1].loss, beats[1].step_s) == (None, 0.5)

@@ -19,6 +19,7 @@ from launcher.slurm_commands import _parse
 from launcher.status import find_runs, status_of, table_of
 from launcher.story import goodput, why
 from launcher.top import view
+from mmpretrain.cli import main
 from mmpretrain.core import run_files
 from mmpretrain.core.errors import ClusterError
 from mmpretrain.core.run_files import Heartbeat, Outcome
@@ -202,3 +203,31 @@ def test_a_line_of_squeue_is_read_with_its_time_left() -> None:
     job = _parse("12|10_2|RUNNING|None|n[1-2]|1-02:03:04")
     assert (job.job, job.array_name, job.nodes, job.time_left_s) == ("12", "10_2", "n[1-2]", 93784)
     assert _parse("12|12|PENDING|Resources||UNLIMITED").time_left_s is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["status", "{folder}"], "crashed"),
+        (["why", "{run}"], "goodput"),
+        (["doctor", "{run}"], "next: mmpretrain submit --again"),
+        (["logs", "{run}"], "the last words"),
+        (["top", "{folder}", "--times", "1"], "clip attempt 0 crashed"),
+    ],
+)
+def test_the_command_line_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], part: str
+) -> None:
+    run = run_folder(tmp_path, [FIRST])
+    (run / "logs" / "job.log").write_text("the last words\n")
+    with pytest.raises(SystemExit) as caught:
+        main([one.format(folder=tmp_path, run=run) for one in arguments])
+    assert caught.value.code == 0
+    assert part in capsys.readouterr().out
+
+
+def test_a_refusal_of_the_launcher_is_one_line_and_exit_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["cancel", str(run_folder(tmp_path))])
+    assert caught.value.code == 4
+    assert "was not submitted; a run of torchrun stops after: touch" in capsys.readouterr().err
