@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.hf_encoders import encoder_of
 from mmpretrain.models.layouts.clip import LOGIT_SCALE, clip_architecture, clip_table
 from mmpretrain.models.layouts.siglip import LOGITS, siglip_architecture, siglip_table
 from mmpretrain.models.layouts.tables import State, Table, to_ours
@@ -27,7 +28,7 @@ from mmpretrain.models.layouts.towers import HALVES, Channels, Pixels, halves
 from mmpretrain.models.layouts.vit import vit_architecture, vit_table
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
 from mmpretrain.models.towers.base import TowerConfig
-from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig, encoder_of
+from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig
 
 NATIVE_TYPES = ("clip", "siglip", "vit")
 """Architectures of transformers that native towers compute as well."""
