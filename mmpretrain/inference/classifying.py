@@ -80,7 +80,8 @@ def classify(
         raise ConfigError(f"--top is {top}; ask for at least 1")
     answers: list[Answer] = []
     broken: list[Broken] = []
-    unused, meaning = 0, "cosine"
+    unused = 0
+    meaning: Meaning = "cosine"
     with progress_bar() as progress:
         task = progress.add_task("classifying", total=len(inputs))
         decoded = decode_all(inputs, range(len(inputs)), lambda members: _row(model, members, classifier), threads)

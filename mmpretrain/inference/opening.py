@@ -55,12 +55,12 @@ def _published(path: Path, device: torch.device) -> Model:
 def _no_progress_bar() -> Iterator[None]:
     """transformers draws one for the weights of a small model too."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _trained(path: Path, device: torch.device) -> Model:

@@ -82,8 +82,8 @@ class Processor:
         try:
             return self.decode(modality, media)
         except SampleError as error:
-            is_file = isinstance(media, Path) or (isinstance(media, str) and modality != self.text_modality)
-            name = f" ({media})" if is_file else ""
+            is_text = isinstance(self.decoder(modality), CaptionCodec)
+            name = f" ({media})" if isinstance(media, Path) or (isinstance(media, str) and not is_text) else ""
             raise DataError(f"{modality} input {number}{name}: {error}") from error
 
 
@@ -99,4 +99,4 @@ def stack(rows: Sequence[Mapping[str, Array]]) -> TensorDict:
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
-AutoProcessor.register(MultimodalConfig, Processor)
+AutoProcessor.register(MultimodalConfig, Processor)  # type: ignore[no-untyped-call]
