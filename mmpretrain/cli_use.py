@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from mmpretrain.inference.stream import Broken
 
+LONGEST_LINE = 10_000
+"""Characters of a table's line in a pipe or file, where nothing is wrapped."""
+
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A published folder, a run folder or a checkpoint.")]
 Input = Annotated[str, typer.Argument(metavar="INPUT", help="Folder of media, shards, or a CSV or JSONL of texts.")]
 Modalities = Annotated[list[str] | None, typer.Option("--modality", help="Only this one; may be repeated.")]
@@ -67,9 +70,6 @@ def search_command(
     device: Device = None,
 ) -> None:
     """Find the rows nearest to a text, picture, recording or video."""
-    from rich.console import Console
-    from rich.table import Table
-
     queries = {"text": text, "image": image, "audio": audio, "video": video}
     asked = [(kind, query) for kind, query in queries.items() if query is not None]
     if len(asked) != 1:
@@ -79,10 +79,11 @@ def search_command(
 
     (kind, query), loaded = asked[0], load(model, device)
     hits = search(loaded, open_for(loaded, embeddings), kind, query, top, modality or ())
-    view = Table("", "cosine", "modality", "key", "text", box=None)
-    for number, hit in enumerate(hits, 1):
-        view.add_row(str(number), f"{hit.score:.4f}", hit.row.modality, hit.row.key, hit.row.text or "")
-    Console(highlight=False).print(view)
+    rows = [
+        (str(number), f"{hit.score:.4f}", hit.row.modality, hit.row.key, hit.row.text or "")
+        for number, hit in enumerate(hits, 1)
+    ]
+    _show(("", "cosine", "modality", "key", "text"), rows)
     if sheet is not None:
         from mmpretrain.inference.sheet import write_sheet
 
@@ -105,9 +106,6 @@ def classify_command(
     device: Device = None,
 ) -> None:
     """Name the classes of every sample: any classes by their names, or those a head was trained on."""
-    from rich.console import Console
-    from rich.table import Table
-
     if classes is not None and objective is not None:
         raise ConfigError("--classes is zero-shot and --objective a trained head; give one of both")
     if classes is None and (template or modality):
@@ -126,10 +124,9 @@ def classify_command(
         write_csv(report, out)
         typer.echo(f"{len(report.answers)} answers in {out}")
     else:
-        view = Table("key", report.meaning, box=None)
-        for answer in report.answers:
-            view.add_row(answer.name.key, ", ".join(f"{name} {value:.3f}" for name, value in answer.best))
-        Console(highlight=False).print(view)
+        best = [", ".join(f"{name} {value:.3f}" for name, value in answer.best) for answer in report.answers]
+        keys = [answer.name.key for answer in report.answers]
+        _show(("key", report.meaning), list(zip(keys, best, strict=True)))
     _count(report.broken, report.unused, None)
     check_share(report.broken, len(inputs), 0 if strict else max_bad, None)
 
@@ -153,6 +150,20 @@ def add_use_commands(app: typer.Typer) -> None:
     app.command("search")(search_command)
     app.command("classify")(classify_command)
     app.command("export-onnx")(export_onnx_command)
+
+
+def _show(heading: "Sequence[str]", rows: "Sequence[Sequence[str]]") -> None:
+    """A table on stdout; its lines stay whole where no person watches."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console, view = Console(), Table(*heading, box=None)
+    for row in rows:
+        view.add_row(*map(Text, row))
+    if not console.is_terminal:
+        console.width = LONGEST_LINE
+    console.print(view)
 
 
 def _count(broken: "Sequence[Broken]", unused: int, listed: Path | None) -> None:

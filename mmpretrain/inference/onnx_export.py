@@ -157,7 +157,7 @@ def _write(graph: Graph, model: Model, path: Path, name: str) -> None:
                 output_names=[graph.output],
                 verbose=False,
             )
-        except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.UserError) as error:  # pragma: no cover
+        except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(f"{name} cannot be exported: {' '.join(str(error).split())[:500]}") from error
     assert program is not None
     program.save(path)

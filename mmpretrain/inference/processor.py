@@ -82,8 +82,8 @@ class Processor:
         try:
             return self.decode(modality, media)
         except SampleError as error:
-            is_file = isinstance(media, Path) or (isinstance(media, str) and modality != self.text_modality)
-            name = f" ({media!s})" if is_file else ""
+            is_text = isinstance(self.decoder(modality), CaptionCodec)
+            name = f" ({media})" if isinstance(media, Path) or (isinstance(media, str) and not is_text) else ""
             raise DataError(f"{modality} input {number}{name}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""One rank of the fine-tuning checks; launched by test_finetune.py under torchrun.
+"""One rank of the fine-tuning checks; launched by test_finetuning.py under torchrun.
 
 Enter: a folder. Leave: per case and ZeRO stage, losses and the full state after them; and whether a checkpoint of each
 brought an engine of another stage, built on other weights, to the same state and the same next loss.

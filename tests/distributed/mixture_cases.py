@@ -1,4 +1,4 @@
-"""One rank of the step over a mixture; launched by test_mixture.py under torchrun.
+"""One rank of the step over a mixture; launched by test_mixed_step.py under torchrun.
 
 Enter: a folder with the shards of three sources, of which none holds all four modalities. Leave, written by rank 0: for
 each ZeRO stage and accumulation the losses, and the state of the optimizer after one step, which tells the gradients.

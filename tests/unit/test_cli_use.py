@@ -173,6 +173,19 @@ def test_texts_of_a_table_are_embedded_and_blank_ones_are_broken(
     np.testing.assert_allclose(found.vectors, model.embed(text=["a red square", "a dog"])["text"], rtol=0, atol=1e-6)
 
 
+def test_long_texts_and_brackets_are_shown_whole_in_a_pipe(
+    tiny_published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "texts.jsonl", tmp_path / "texts.parquet"
+    text = f"a [red] square {'and a blue circle ' * 20}end"
+    table.write_text(json.dumps({"key": "[b]x", "text": text}) + "\n")
+    assert run("embed", tiny_published, table, "--out", out) == 0
+    capsys.readouterr()
+    assert run("search", tiny_published, out, "--text", text) == 0
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert line.rstrip().split(maxsplit=4) == ["1", "1.0000", "text", "[b]x", text]
+
+
 @pytest.mark.parametrize("kind", ["text", "image", "audio", "video"])
 def test_a_query_of_any_modality_finds_the_nearest_rows(
     kind: str, tiny_published: Path, model: Model, media: Path, embedded: Path, capsys: pytest.CaptureFixture[str]

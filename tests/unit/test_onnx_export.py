@@ -90,6 +90,19 @@ def test_a_graph_that_answers_differently_is_refused_and_nothing_is_left(model: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_the_exporter_cannot_follow_is_refused(model: Model, tmp_path: Path) -> None:
+    def branch(_module: object, _inputs: object, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return outputs if outputs["pooled"].sum().item() > 0 else outputs | {"pooled": -outputs["pooled"]}
+
+    handle = model.network.towers["image"].register_forward_hook(branch)
+    try:
+        with pytest.raises(ExportError, match="image cannot be exported: "):
+            export_onnx(model, tmp_path / "graphs", ["image"])
+    finally:
+        handle.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_exported_is_refused(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no graph smell; it has audio, image, text, video, classify-animal"):
         export_onnx(model, tmp_path / "graphs", ["smell"])
