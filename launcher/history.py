@@ -138,9 +138,15 @@ class History:
     def end_lost(self) -> None:
         """An attempt that another supervisor left open ended with that supervisor."""
         left = self.current()
-        if left is not None:
+        if left is None:
+            return
+        outcome = run_files.read_outcome(self.run)
+        if outcome is not None and outcome.time >= left.began:  # the run had its say, its supervisor had not
+            ending, reason = Ending(outcome.state), f"{outcome.reason or 'the job ended'}; {outcome.message}"
+        else:
+            ending = Ending.LOST
             reason = "the job ended without a word: its node died, or it was killed before it could save"
-            self.end(self.measured(replace(left, ending=Ending.LOST, action=Action.REQUEUE, reason=reason)))
+        self.end(self.measured(replace(left, ending=ending, action=Action.LEFT, reason=reason)))
 
     def measured(self, attempt: Attempt) -> Attempt:
         """With when it ended and how far it and its checkpoints came."""

@@ -10,7 +10,7 @@ from launcher.history import Action, Attempt, Ending, History, decide
 from launcher.preflight import NodeReport, check_node, judge
 from launcher.spec import JobSpec, Limits
 from launcher.watchdog import Watchdog
-from mmpretrain.core.run_files import Heartbeat, RankProcess
+from mmpretrain.core.run_files import OUTCOME, Heartbeat, Outcome, RankProcess, write_record
 
 FIRST = Attempt(0, 100.0, ("n1", "n2"), "7", from_step=0, ended=160.0, reason="why")
 
@@ -66,10 +66,20 @@ def test_an_attempt_left_open_is_written_down_as_lost(tmp_path: Path) -> None:
     assert history.current() is not None
     history.end_lost()
     (attempt,) = history.read()
-    assert (attempt.ending, attempt.action) == (Ending.LOST, Action.REQUEUE)
+    assert (attempt.ending, attempt.action) == (Ending.LOST, Action.LEFT)
     assert history.current() is None
     history.end_lost()
     assert len(history.read()) == 1
+
+
+def test_an_attempt_whose_run_had_its_say_before_its_supervisor_was_killed_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "launch").mkdir()
+    begun = History(tmp_path).begin(["n1"], "7")
+    outcome = Outcome("preempted", 5, "5 of 9 steps done", "signal SIGTERM", begun.began + 1)
+    write_record(tmp_path / OUTCOME, outcome)
+    History(tmp_path).end_lost()
+    (attempt,) = History(tmp_path).read()
+    assert (attempt.ending, attempt.reason) == (Ending.PREEMPTED, "signal SIGTERM; 5 of 9 steps done")
 
 
 def test_history_is_read_back_as_it_was_written(tmp_path: Path) -> None:
