@@ -1,4 +1,4 @@
-"""One rank of the check that every kind of tower trains alike on any ranks and stage; launched by test_tower_training.py.
+"""One rank of the check that every tower trains alike on any ranks and stage; launched by test_tower_training.py.
 
 Enter: a folder with encoders of transformers. Leave, written by rank 0: for each group of towers and ZeRO stage the
 losses before and after a step, and its gradient norm.
