@@ -392,11 +392,9 @@ def test_a_stem_tower_gives_its_tokens_as_they_are():
         {"mlm": MLMConfig(condition_on=("image",))},
     )
     image, text = model.towers["image"], model.towers["text"]
-    tokens = image(pixels())["tokens"]
+    tokens, keep, mask = image(pixels())["tokens"], torch.tensor([[3, 1]] * 3), ids() != 0
     assert torch.equal(tokens, image.stem(pixels()))
-    keep = torch.tensor([[3, 1]] * 3)
     assert torch.equal(image(pixels(), keep=keep)["tokens"], tokens[:, [3, 1]])
-    mask = ids() != 0
     words = text(ids(), mask)
     torch.testing.assert_close(words["pooled"][0], words["tokens"][0][mask[0]].mean(0))
     assert (text.facts().vocab_size, text.facts().mask_id, image.facts().num_tokens) == (64, 2, 4)
