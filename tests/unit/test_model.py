@@ -232,7 +232,7 @@ def test_models_that_do_not_fit_together_are_refused():
     with pytest.raises(ConfigError, match="the model has towers .* and none for 'audio'"):
         build_model({}).embed("audio", torch.zeros(1))
     with pytest.raises(ConfigError, match=r"objectives\.x\.kind is 'other'; this version knows .*infonce, itm, mae"):
-        MultimodalConfig(model=MODEL, objectives={"x": {"kind": "other"}}).parsedobjectives_by_name()
+        MultimodalConfig(model=MODEL, objectives={"x": {"kind": "other"}}).parsed_objectives()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tiny_model import build_model, rows_of
-from torch import nn
 
 from mmpretrain.config import configs_folder, load_run_config
 from mmpretrain.core.errors import ConfigError
@@ -61,18 +60,6 @@ def test_a_frozen_tower_builds_no_graph() -> None:
     outputs = locked.encoder(batch).tower("image")
     assert not outputs["tokens"].requires_grad and not outputs["pooled"].requires_grad
     assert locked.encoder(batch).embed("image").requires_grad and locked.encoder(batch).embed("text").requires_grad
-
-
-def test_frozen_batch_norm_keeps_its_statistics_while_training() -> None:
-    model = build_model({"itc": InfoNCEConfig()})
-    model.towers["image"].stem.add_module("frozen_norm", nn.BatchNorm1d(3))
-    model.towers["text"].stem.add_module("live_norm", nn.BatchNorm1d(3))
-    prepare(model, FinetuneConfig(towers={"image": "frozen"}))
-    frozen, live = (model.towers[m].stem.get_submodule(n) for m, n in (("image", "frozen_norm"), ("text", "live_norm")))
-    for mode in (False, True):
-        model.train(mode)
-        frozen(torch.randn(8, 3)), live(torch.randn(8, 3))
-    assert torch.equal(frozen.running_mean, torch.zeros(3)) and live.running_mean.abs().min() > 0
 
 
 def test_the_rate_falls_block_by_block_towards_the_stem() -> None:
