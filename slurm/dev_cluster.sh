@@ -94,7 +94,10 @@ stop() {
   local dir pid_file pid
   dir=$(cd "$1" && pwd)
   export SLURM_CONF=$dir/slurm.conf
-  timeout 5 scancel --signal=KILL --full --user "$(id -un)" 2>/dev/null || true
+  timeout 5 scancel --user "$(id -un)" 2>/dev/null || true
+  for _ in {1..75}; do # KillWait and a little more, or steps would outlive their daemons
+    [[ -n $(timeout 5 squeue -h 2>/dev/null) ]] && sleep 0.2
+  done
   for pid_file in "$dir"/slurmd-*.pid "$dir"/slurmctld.pid; do
     [[ -e $pid_file ]] || continue
     pid=$(<"$pid_file")
