@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tiny_encoders import EXTRACTORS, save_encoders
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ASTFeatureExtractor, AutoModel, ClapFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from mmpretrain.core.errors import ConfigError
@@ -191,6 +191,7 @@ def test_nothing_is_left_to_chance_and_rows_do_not_depend_on_each_other(name: st
     model = built[name].train()
     rows = rows_for(model)
     tower = model.towers[MODALITY[name]]
+    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in tower.modules())
     before, again = tower(rows)["tokens"], tower(rows)["tokens"]
     assert torch.equal(before, again)
     torch.testing.assert_close(tower(rows[:1])["tokens"], before[:1], atol=1e-4, rtol=1e-4)
