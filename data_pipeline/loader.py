@@ -17,12 +17,14 @@ from threading import Thread
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.collate import BatchRows
-from data_pipeline.config import DataConfig
-from data_pipeline.mixture import Mixture, mixture_of
+from data_pipeline.config import CacheConfig, DataConfig
+from data_pipeline.mixture import Int64s, Mixture, mixture_of
 from data_pipeline.order import sample_numbers, substitute
+from data_pipeline.prefetch import fetching_ahead
 from data_pipeline.reader import Place, SampleReader, Source, open_sources
 from mmpretrain.core.errors import DataError, MMPretrainError, SampleError
 from mmpretrain.core.ranks import BatchPlan
@@ -44,7 +46,7 @@ def build_loader(
     Indexes shards that have no index, so let one rank build first where shards are new.
     """
     patterns = {name: source.shards for name, source in config.train.sources.items()}
-    sources = open_sources(patterns, codecs, wants_all=True)
+    sources = open_sources(patterns, codecs, wants_all=True, cache=config.cache)
     changes = [(change.from_sample, change.weights) for change in config.train.changes]
     rows = RowMaker(
         reader=SampleReader(sources),
@@ -53,7 +55,7 @@ def build_loader(
         seed=seed,
         verify_checksums=config.verify_checksums,
     )
-    return Loader(MicroBatches(rows, plan, steps), start_step, config.workers, config.prefetch)
+    return Loader(MicroBatches(rows, plan, steps), start_step, config.workers, config.prefetch, config.cache)
 
 
 @dataclass(frozen=True)
@@ -68,21 +70,24 @@ class RowMaker:
 
     def batch(self, positions: range) -> Wire:
         """The rows at these positions."""
-        places = self.mixture.assign(np.array(positions))
-        samples = self._samples(*places)
+        sources, samples = self.samples_at(np.array(positions))
         rows, keys, skips = BatchRows(self.codecs, len(positions)), list[str](), list[Skip]()
-        for row, (position, source, sample) in enumerate(zip(positions, places[0].tolist(), samples, strict=True)):
+        for row, (position, source, sample) in enumerate(
+            zip(positions, sources.tolist(), samples.tolist(), strict=True)
+        ):
             key, decoded = self._row(position, source, sample, skips)
             rows.put(row, decoded)
             keys.append(key)
         return self._facts(positions, keys) | rows.tensors(len(positions)), tuple(keys), tuple(skips)
 
-    def _samples(self, sources: Array, draws: Array) -> list[int]:
-        samples = np.empty(len(draws), np.int64)
+    def samples_at(self, positions: ArrayLike) -> tuple[Int64s, Int64s]:
+        """(source, sample) that stand at global positions, before any is replaced."""
+        sources, draws = self.mixture.assign(positions)
+        samples = np.empty_like(draws)
         for number in np.unique(sources).tolist():
             source, rows = self.reader.sources[number], sources == number
             samples[rows] = sample_numbers(draws[rows], source.num_samples, self._key(source))
-        return samples.tolist()
+        return sources, samples
 
     def _row(self, position: int, number: int, sample: int, skips: list[Skip]) -> tuple[str, dict[str, Array]]:
         """The key and fields at a position; unusable samples are noted and replaced by others of their source."""
@@ -150,14 +155,20 @@ class Loader:
     start_step: int
     workers: int
     prefetch: int
+    cache: CacheConfig
     passed_over: tuple[tuple[int, int], ...] = ()
     """(step, n): before step `step` (from 0) the data of n steps is left out."""
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        accumulation = self.micro_batches.plan.accumulation
+        plan = self.micro_batches.plan
+        steps = range(self.start_step, self.micro_batches.steps)
         batches = _batches(self._data_loader())
-        for _ in range(self.start_step, self.micro_batches.steps):
-            yield [next(batches) for _ in range(accumulation)]
+        with fetching_ahead(
+            self.micro_batches.rows, map(self._positions, steps), plan.global_batch, self.cache
+        ) as step_done:
+            for _ in steps:
+                yield [next(batches) for _ in range(plan.accumulation)]
+                step_done()
 
     def from_step(self, step: int, passed_over: Sequence[tuple[int, int]] = ()) -> "Loader":
         """The same stream from another step on, with what is passed over."""
@@ -195,6 +206,12 @@ class Loader:
             for index in range(accumulation)
         ]
         return data_loader(self.micro_batches, numbers, self.workers, self.prefetch)
+
+    def _positions(self, step: int) -> range:
+        """What this rank reads for a step."""
+        plan, data_step = self.micro_batches.plan, self._data_step(step)
+        first = plan.micro_positions(data_step, 0).start
+        return range(first, first + plan.rows)
 
     def _data_step(self, step: int) -> int:
         return step + sum(count for before, count in self.passed_over if before <= step)

@@ -69,7 +69,7 @@ def sample_numbers(
 def locate(samples: Int64s, shard_ends: Int64s) -> tuple[Int64s, Int64s]:
     """(shard, ordinal) of each sample number; shard_ends holds the cumulative number of samples of the shards."""
     shards = np.searchsorted(shard_ends, samples, side="right").astype(np.int64)
-    begins = np.concatenate((np.zeros(1, dtype=np.int64), shard_ends))[shards]
+    begins = np.where(shards > 0, shard_ends[np.maximum(shards, 1) - 1], 0)
     return shards, samples - begins
 
 
