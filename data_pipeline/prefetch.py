@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
 from threading import Condition, Thread
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from data_pipeline.config import CacheConfig
-from data_pipeline.mixture import Int64s
 from data_pipeline.order import CHUNK_SAMPLES, WINDOW_CHUNKS, locate
 from data_pipeline.reader import SampleReader, Source
 from data_pipeline.remote import Part, RemoteFile, RemoteShard
+from data_pipeline.sample_order import SampleOrder
 from mmpretrain.core.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -30,21 +28,12 @@ _LIVE_WINDOWS = 2
 """Windows of a source whose parts are wanted at the same time: the one being read and the one being fetched."""
 
 
-class Order(Protocol):
-    """What stands at positions."""
-
-    @property
-    def reader(self) -> SampleReader: ...
-
-    def samples_at(self, positions: ArrayLike) -> tuple[Int64s, Int64s]: ...
-
-
 class Ahead:
     """Threads that fetch; they follow the steps at a distance of some steps."""
 
-    def __init__(self, order: Order, steps: Iterable[range], distance: int, downloads: int) -> None:
+    def __init__(self, order: SampleOrder, steps: Iterable[range], distance: int, downloads: int) -> None:
         self._order, self._steps, self._distance = order, steps, distance
-        self._reader = SampleReader(order.reader.sources)
+        self._reader = SampleReader(order.sources)
         self._queue: Queue[tuple[RemoteFile, Part] | None] = Queue(3 * downloads)
         self._recent: OrderedDict[tuple[int, int, Part], None] = OrderedDict()
         self._moved = Condition()
@@ -125,10 +114,10 @@ class Ahead:
 
 @contextmanager
 def fetching_ahead(
-    order: Order, steps: Iterable[range], global_batch: int, cache: CacheConfig
+    order: SampleOrder, steps: Iterable[range], global_batch: int, cache: CacheConfig
 ) -> Iterator[Callable[[], None]]:
     """Fetch for `steps` as far ahead as the config says; gives what is to be called after each step."""
-    remote = [source for source in order.reader.sources if any(isinstance(one, RemoteShard) for one in source.shards)]
+    remote = [source for source in order.sources if any(isinstance(one, RemoteShard) for one in source.shards)]
     if remote:
         _warn_of_small_cache(remote, cache)
     distance = cache.ahead // global_batch
