@@ -65,9 +65,7 @@ def survey(shards: Iterable[Shard], known: Mapping[str, Collection]) -> list[Con
         told.append(collections[folder].get(shard.name))
     lacking = [shard for shard, contents in zip(listed, told, strict=True) if contents is None]
     fetch_indexes([shard for shard in lacking if isinstance(shard, RemoteShard)])
-    return [
-        contents or contents_of(load_or_build_index(shard)) for shard, contents in zip(listed, told, strict=True)
-    ]
+    return [contents or contents_of(load_or_build_index(shard)) for shard, contents in zip(listed, told, strict=True)]
 
 
 def save_collection(folder: Path, new: Collection) -> None:

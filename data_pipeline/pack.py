@@ -184,9 +184,7 @@ def _open_packing(out: Path, plan: dict[str, object]) -> None:
     _write_manifest(out, plan, None)
 
 
-def _write_manifest(
-    out: Path, plan: dict[str, object], summary: PackSummary | None, names: Sequence[str] = ()
-) -> None:
+def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None, names: Sequence[str] = ()) -> None:
     """`names` are those of the shards, which a server without listings cannot tell otherwise."""
     content = {"plan": plan, "complete": summary is not None} | (asdict(summary) if summary else {}) | {"names": names}
     unfinished = out / f".{MANIFEST}.{uuid.uuid4().hex}"  # parts write it at the same time

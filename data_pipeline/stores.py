@@ -48,7 +48,7 @@ SCHEMES = {
     "gcs": _GCS,
     "http": _HTTP,
     "https": _HTTP,
-    "hf": _Scheme("huggingface_hub", "hub", ("httpx.HTTPError",)),
+    "hf": _Scheme("huggingface_hub", "hub", ("huggingface_hub.errors.HTTPError",)),
 }
 
 

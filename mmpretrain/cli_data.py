@@ -69,7 +69,20 @@ def pack_command(
         _submit(["pack", str(folder), *_words(options), *joins], to, tasks, cluster, joined=True)
         return
     share = None if part is None else parse_part(part)
-    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad, join, share, resize, quality)
+    pack(
+        folder,
+        captions,
+        out,
+        samples_per_shard,
+        workers,
+        image_column,
+        caption_column,
+        max_bad,
+        join,
+        share,
+        resize,
+        quality,
+    )
 
 
 @data_commands.command("index")

@@ -1,10 +1,11 @@
 """One rank that reads a mixture of a local folder, S3 and HTTP, and writes down what it consumed; killed at any time.
 
 Enter: where it stands among its peers, the step to go on from, and a pipe on which each step is granted. Leave: a line
-for each step in `rank-N.jsonl`: the digest, the keys and the skips of what was read.
+for each step in its file: the digest, the keys and the skips of what was read.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -25,7 +26,7 @@ STEPS = EPOCHS * sum(SIZES.values()) // GLOBAL_BATCH
 
 
 @dataclass(frozen=True)
-class TextLength:
+class Number:
     """Reads a .txt; one that holds no number cannot be used."""
 
     required: bool = True
@@ -49,20 +50,26 @@ def load(shards: Mapping[str, str], cache: Path, world: World, start: int, worke
     kept = CacheConfig(folder=cache, limit="2MB", ahead=60, downloads=2, attempts=20, timeout_s=20.0)
     config = DataConfig(train=MixtureConfig(sources=sources), workers=workers, cache=kept)
     plan = BatchPlan(GLOBAL_BATCH, GLOBAL_BATCH // world.size, world)
-    return build_loader(config, {"number": TextLength()}, plan, SEED, start, STEPS)
+    return build_loader(config, {"number": Number()}, plan, SEED, start, STEPS)
 
 
-def consume(
-    shards: Mapping[str, str], cache: Path, out: Path, world: World, start: int, workers: int, grants: Connection
-) -> None:
+@dataclass(frozen=True)
+class Stores:
+    """Where the shards of each set are, and the environment by which their clients find them."""
+
+    shards: Mapping[str, str]
+    environment: Mapping[str, str]
+
+
+def consume(stores: Stores, cache: Path, out: Path, world: World, start: int, workers: int, grants: Connection) -> None:
     """Read step after step, each when it is granted."""
-    steps = iter(load(shards, cache, world, start, workers))
-    with (out / f"rank-{world.rank}.jsonl").open("a") as file:
-        for step in range(start + 1, STEPS + 1):
+    os.environ.update(stores.environment)
+    steps = iter(load(stores.shards, cache, world, start, workers))
+    with out.open("w") as file:
+        for _ in range(start, STEPS):
             grants.recv()
             batches = next(steps)
             row = {
-                "step": step,
                 "digest": joined(batch.digest for batch in batches),
                 "keys": [key for batch in batches for key in batch.keys],
                 "skips": [asdict(skip) for batch in batches for skip in batch.skips],

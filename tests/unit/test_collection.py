@@ -1,10 +1,11 @@
-"""A hundred thousand shards are opened by one file: here a thousand, of which no index is read that is not drawn from."""
+"""Many shards are opened by one file: no index is read but of those that are drawn from."""
 
 import os
 import re
 from pathlib import Path
 
 import pytest
+from test_loader import NumberCodec, flat, write_shard
 
 from data_pipeline import collection
 from data_pipeline.array_file import encode_arrays, map_arrays
@@ -18,7 +19,6 @@ from data_pipeline.reader import SampleReader, open_sources
 from data_pipeline.shards import resolve_shards
 from mmpretrain.core.errors import DataError
 from mmpretrain.core.ranks import BatchPlan, World
-from test_loader import NumberCodec, flat, write_shard
 
 SHARDS, EACH = 1100, 20
 

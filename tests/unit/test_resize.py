@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from test_pack import write_table
 
 from data_pipeline.pack import pack
 from data_pipeline.resize import Resize, shrink
 from mmpretrain.core.errors import ConfigError
-from test_pack import write_table
 
 
 def picture(width: int, height: int, kind: str = "JPEG", turned: int = 1) -> bytes:
@@ -22,7 +22,9 @@ def picture(width: int, height: int, kind: str = "JPEG", turned: int = 1) -> byt
     exif = Image.Exif()
     exif[0x0112] = turned
     target = BytesIO()
-    Image.fromarray(((waves + 1) * 127).astype(np.uint8)).save(target, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    Image.fromarray(((waves + 1) * 127).astype(np.uint8)).save(
+        target, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {})
+    )
     return target.getvalue()
 
 
@@ -31,7 +33,9 @@ def psnr(left: Image.Image, right: Image.Image) -> float:
     return float(10 * np.log10(255**2 / np.mean(difference**2)))
 
 
-@pytest.mark.parametrize(("width", "height", "size"), [(640, 400, (102, 64)), (150, 320, (64, 137)), (65, 65, (64, 64))])
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(640, 400, (102, 64)), (150, 320, (64, 137)), (65, 65, (64, 64))]
+)
 def test_the_shorter_side_gets_the_length_and_the_picture_stays_the_same(
     width: int, height: int, size: tuple[int, int]
 ) -> None:
@@ -83,7 +87,8 @@ def test_smaller_pictures_stay_byte_for_byte_and_are_counted(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"resize": 0}, "--resize is 0; give the pixels"), ({"quality": 100}, "--quality is 100; give 1")]
+    ("options", "message"),
+    [({"resize": 0}, "--resize is 0; give the pixels"), ({"quality": 100}, "--quality is 100; give 1")],
 )
 def test_sizes_and_qualities_that_make_no_picture_are_refused(
     tmp_path: Path, options: dict[str, int], message: str
