@@ -33,6 +33,8 @@ class Outcome:
     """Who asked for the stop: the text of control/stop, or the signal; empty for ends that nobody asked for."""
     time: float
     """Seconds since 1970."""
+    asked: float | None = None
+    """When the stop was asked for, seconds since 1970; None where nobody asked."""
 
 
 @dataclass(frozen=True)

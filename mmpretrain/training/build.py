@@ -92,11 +92,11 @@ class Run:
         """Steps done so far."""
         return max(self.start, self.reporter.step)
 
-    def close(self, state: State, message: str, reason: str = "") -> None:
+    def close(self, state: State, message: str, reason: str = "", asked: float | None = None) -> None:
         """Record how the attempt ended."""
         self.trackers.close(state)
         if self.world.is_main:
-            self.folder.write_outcome(state, self.step, message, reason)
+            self.folder.write_outcome(state, self.step, message, reason, asked)
 
 
 def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder, requests: Requests) -> Run:

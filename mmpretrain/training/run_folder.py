@@ -85,9 +85,11 @@ class RunFolder:
         found: dict[str, object] | None = json.loads(path.read_text()) if path.exists() else None
         return found
 
-    def write_outcome(self, state: State, step: int, message: str, reason: str = "") -> None:
+    def write_outcome(
+        self, state: State, step: int, message: str, reason: str = "", asked: float | None = None
+    ) -> None:
         """How this attempt ended; its absence means that it crashed."""
-        run_files.write_record(self.path / run_files.OUTCOME, Outcome(state, step, message, reason, time.time()))
+        run_files.write_record(self.path / run_files.OUTCOME, Outcome(state, step, message, reason, time.time(), asked))
 
     def write_rank(self, rank: int) -> None:
         """Where this rank runs. The one file that every rank writes."""
