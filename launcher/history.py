@@ -169,7 +169,7 @@ class History:
 
 
 def _attempt(row: dict[str, object]) -> Attempt:
-    values = dict(row)
+    values = {name: value for name, value in row.items() if name in Attempt.__dataclass_fields__}
     values["ending"], values["action"] = Ending(str(row["ending"])), Action(str(row["action"]))
     nodes, bad_nodes = row["nodes"], row["bad_nodes"]
     assert isinstance(nodes, list) and isinstance(bad_nodes, list)

@@ -105,8 +105,8 @@ def _summary(attempts: Sequence[Attempt]) -> str:
     ]
     waited = f", {duration(sum(waits))} between jobs" if waits else ""
     return (
-        f"{counted(len(attempts), 'attempt')}, {counted(good.lost_steps, 'step')} done twice, goodput {100 * good.share:.0f}% of "
-        f"{duration(good.allocated_s)} on nodes{waited}"
+        f"{counted(len(attempts), 'attempt')}, {counted(good.lost_steps, 'step')} done twice, "
+        f"goodput {100 * good.share:.0f}% of {duration(good.allocated_s)} on nodes{waited}"
     )
 
 

@@ -49,7 +49,7 @@ def chaos(
     """Break a run on your cluster, or on one made for it, before the big run: does it come back, and unchanged?"""
     from rich.console import Console
 
-    from launcher.chaos.drill import Drill, chosen
+    from launcher.chaos.drill import Drill, chosen, ended_afterwards
     from launcher.chaos.faults import faults_at
     from mmpretrain.cli_submit import Wishes
     from mmpretrain.core.errors import ClusterError, ConfigError
@@ -70,8 +70,9 @@ def chaos(
         chosen_overrides = [*_run(config, folder), *(overrides or ())]
         subject, interval = submit_run(config, chosen_overrides, wishes, folder / "run", faulty=True)
         drill = Drill(subject, site, interval + 5, lambda row: console.print(*row.cells, sep=" | "))
-        drill.go(wanted, minutes)
-        drill.end()
+        with ended_afterwards(subject):
+            drill.go(wanted, minutes)
+            drill.end()
         whole = submit_run(config, chosen_overrides, wishes, folder / "whole")[0] if compare else None
         equal = _conclude(console, drill, whole)
     raise typer.Exit(0 if equal else ClusterError.exit_code)

@@ -6,7 +6,8 @@ had been. Refused: a run that does not come back before a deadline.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from rich.table import Table
@@ -137,11 +138,22 @@ class Drill:
         self.subject.wait_for_end()
 
 
+@contextmanager
+def ended_afterwards(subject: Subject) -> Iterator[None]:
+    """Whatever happens within the block, no job of the run is left."""
+    try:
+        yield
+    finally:
+        if not subject.is_gone:
+            cancel_run(subject.run, now=True)
+
+
 def train_whole(whole: Subject, steps: int) -> None:
     """Let another run, to which nothing is done, come as far; then stop it."""
-    whole.wait_for_step(steps)
-    cancel_run(whole.run, now=False)
-    whole.wait_for_end()
+    with ended_afterwards(whole):
+        whole.wait_for_step(steps)
+        cancel_run(whole.run, now=False)
+        whole.wait_for_end()
 
 
 def chosen(faults: Sequence[Fault], names: str | None) -> list[Fault]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from mmpretrain.core.types import Picture
 from mmpretrain.tracking.figures import duration, significant
 from mmpretrain.tracking.record import Row
 from mmpretrain.tracking.report_charts import Chart, Timeline, draw, sparkline
@@ -170,6 +171,20 @@ def retrieved(story: RunStory) -> str:
         "<h2>What the model finds<small>captions and their five nearest images, the right one outlined</small></h2>"
         f'<div class="found">{cards}</div>'
     )
+
+
+def pictures(story: RunStory) -> str:
+    """What the last evaluation left to look at; what it retrieved has a section of its own."""
+    return "".join(
+        f"<h2>{escape(name)}<small>of the last evaluation</small></h2>"
+        f'<div class="strips">{"".join(_strip(one) for one in shown)}</div>'
+        for name, shown in story.pictures.items()
+        if shown and not name.endswith("/retrieved")
+    )
+
+
+def _strip(one: Picture) -> str:
+    return f'<figure class="card">{_picture(one.path)}<figcaption>{escape(one.caption)}</figcaption></figure>'
 
 
 def _retrieved_card(sample: Retrieved) -> str:

@@ -46,7 +46,7 @@ from mmpretrain.training.hooks import (
     WriteSkippedSteps,
 )
 from mmpretrain.training.loop import Parts
-from mmpretrain.training.manifest import Position, retain
+from mmpretrain.training.manifest import PassedOver, Position, retain
 from mmpretrain.training.parts import build_codecs, source_facts
 from mmpretrain.training.ranks import device_name, first_on_main, on_main
 from mmpretrain.training.reporting import Reporter
@@ -55,11 +55,11 @@ from mmpretrain.training.run_folder import RunFolder, State
 from mmpretrain.training.schedule import learning_rate
 from mmpretrain.training.sources import check_sources
 from mmpretrain.training.spikes import (
-    PassedOver,
     RollBack,
     WatchForSpikes,
     meter_at,
     read_rollbacks,
+    restore_rollbacks,
     write_rollback,
 )
 from mmpretrain.training.text import prepare_tokenizer
@@ -207,6 +207,8 @@ def _restore(config: RunConfig, engine: Engine, folder: RunFolder, world: World,
         )
     if world.is_main and position.wandb_id and not (folder.path / "wandb_id").exists():
         (folder.path / "wandb_id").write_text(position.wandb_id)
+    if world.is_main:
+        restore_rollbacks(folder.path, position.passed_over)
     log.info("continuing from step %d of %d", position.step, config.steps)
     return position.step
 
@@ -260,7 +262,9 @@ def _saver(
     """What writes a checkpoint and applies retention."""
 
     def save(step: int) -> None:
-        position = Position(step, step * config.global_batch_size, order_hash(config, fingerprint), _wandb_id(folder))
+        passed_over = read_rollbacks(folder.path)
+        digest = order_hash(config, fingerprint)
+        position = Position(step, step * config.global_batch_size, digest, _wandb_id(folder), passed_over)
         with folder.phase("save", step) if world.is_main else nullcontext():
             path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
         if world.is_main:

@@ -112,9 +112,11 @@ class RunFolder:
     @contextmanager
     def phase(self, name: Phase, step: int) -> Iterator[None]:
         """Say that the main rank saves or evaluates, and afterwards that it steps again: each has its time limit."""
+        begun = time.monotonic()
         self._beat(replace(self._heartbeat, step=step, phase=name))
         yield
-        self._beat(replace(self._heartbeat, phase="step"))
+        saved = {"save_s": time.monotonic() - begun} if name == "save" else {}
+        self._beat(replace(self._heartbeat, phase="step", **saved))
 
     def rewind(self, step: int) -> None:
         """Drop rows past `step` from the traces of an attempt that went further than its last checkpoint.
