@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SAMPLES, IMAGE_SIZE, SAMPLES_PER_SHARD = 96, 24, 32
 """Of the set that is drawn where no run file is named."""
+_WIDTH = 160
+"""Of a table that is written to a file."""
 _TAIL_MINUTES = 30
 """A job may take so much longer than the drill: the fault in hand, and the end."""
 
@@ -62,14 +64,14 @@ def chaos(
         raise ClusterError(f"{folder} holds something already; remove it, or give another --folder")
     nodes = nodes or (1 if to == "local" else 2)
     ranks = ranks_per_node or gpus_per_node or max(1, 2 // nodes)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
     with _site(to, folder, nodes, urgent) as site:
         path = _cluster_file(folder, cluster, site.own, hang_after)
         time = None if to == "local" else f"{minutes + _TAIL_MINUTES:.0f}"
         wishes = Wishes(to, nodes, gpus_per_node, ranks, time, partition, cluster=path)
         chosen_overrides = [*_run(config, folder), *(overrides or ())]
         subject, interval = submit_run(config, chosen_overrides, wishes, folder / "run", faulty=True)
-        drill = Drill(subject, site, interval + 5, lambda row: console.print(*row.cells, sep=" | "))
+        drill = Drill(subject, site, interval + 5, lambda row: console.print(*row.cells, sep=" | ", soft_wrap=True))
         with ended_afterwards(subject):
             drill.go(wanted, minutes)
             drill.end()
@@ -154,9 +156,9 @@ def _conclude(console: "Console", drill: "Drill", whole: "Subject | None") -> bo
     if whole is not None:
         train_whole(whole, max(int(str(step)) for step in drill.subject.losses()))
         compared = compare_runs(drill.subject, whole, drill.skipped)
-        console.print(str(compared))
+        console.print(str(compared), soft_wrap=True)
         equal = compared.is_equal
     for told in (why(run), doctor_run(run), table_of([status_of(run)])):
         console.print()
-        console.print(told)
+        console.print(told, soft_wrap=isinstance(told, str))
     return equal

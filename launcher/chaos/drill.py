@@ -8,7 +8,7 @@ had been. Refused: a run that does not come back before a deadline.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rich.table import Table
 
@@ -98,19 +98,19 @@ class Drill:
             self.subject.wait_for_end()
             submit_again(self.subject.run)
         self.subject.wait_for_step(before + 1, attempt=done + 1)
-        return self._told(fault, struck, self.subject.history[done:])
+        ended = self.subject.history[done:]
+        self.subject.wait_for_step(max(one.step for one in ended) + 1, attempt=done + 1)
+        return self._told(fault, struck, ended)
 
     def _told(self, fault: Fault, struck: float, ended: Sequence[Attempt]) -> Told:
         story = " / ".join(f"{one.ending}: {one.reason}" for one in ended)
         if fault.ends_job:
             story += "; queued again by hand"
-        row = Told(fault, story, sum(one.lost_steps for one in ended))
-        current = self.subject.current
-        if current is None or not ended:
-            return row
-        again = _seconds_to_step(self.subject.steps(), struck, current.began, 0)
-        past = _seconds_to_step(self.subject.steps(), struck, current.began, max(one.step for one in ended))
-        return replace(row, training_s=again, caught_up_s=past)
+        twice, furthest = sum(one.lost_steps for one in ended), max(one.step for one in ended)
+        current, rows = self.subject.current, self.subject.steps()
+        since = ended[-1].ended if current is None else current.began
+        again, past = (_seconds_to_step(rows, struck, since, step) for step in (0, furthest))
+        return Told(fault, story, twice, again, past)
 
     def _recover(self, fault: Fault) -> None:
         """Train for a while, in a job that is as good as the first."""

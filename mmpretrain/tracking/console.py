@@ -144,6 +144,10 @@ def _figures(report: StepReport, pace: Pace) -> tuple[list[str], list[str]]:
     if "train/lr" in metrics:
         learned.append(f"lr {significant(metrics['train/lr'])}")
     speed = [] if rate is None else [f"{significant(rate)} samples/s"]
+    if "train/mfu" in metrics:
+        speed.append(f"mfu {metrics['train/mfu']:.1f}%")
+    elif "train/tflops_per_gpu" in metrics:
+        speed.append(f"{significant(metrics['train/tflops_per_gpu'])} TFLOP/s a rank")
     if "perf/data_pct" in metrics:
         speed.append(f"data {metrics['perf/data_pct']:.0f}%")
     speed.append(f"eta {'-' if remaining is None else duration(remaining)}")

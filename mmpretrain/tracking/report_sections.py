@@ -80,6 +80,11 @@ def tiles(story: RunStory) -> str:
     spent = sum(_finite(steps, "perf/step_s"))
     if rates:
         cards.append(_tile("Throughput", significant(statistics.median(rates)), "samples/s, median"))
+    used, computed = _finite(steps, "train/mfu"), _finite(steps, "train/tflops_per_gpu")
+    if used:
+        cards.append(_tile("MFU", f"{statistics.median(used):.1f}%", "of the device's peak, median"))
+    elif computed:
+        cards.append(_tile("TFLOP/s", significant(statistics.median(computed)), "model FLOPs of a rank, median"))
     if waits and spent:
         cards.append(_tile("Waiting for data", f"{sum(waits) / spent:.1%}", "of step time"))
     if spent and story.training_s:

@@ -63,6 +63,7 @@ from mmpretrain.training.spikes import (
     write_rollback,
 )
 from mmpretrain.training.text import prepare_tokenizer
+from mmpretrain.training.utilization import utilization
 from mmpretrain.training.warm_start import find_parent, start_from
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     evaluator = Evaluator(config, context, world, folder, trackers)
     first_on_main(evaluator.check)
     ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
-    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device)
+    used = on_main(lambda: utilization(config, model_config, codecs, device))
+    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device, used)
     save = _saver(config, engine, folder, world, trackers, loader.fingerprint)
     return Run(config, engine, loader, reporter, ledger, trackers, save, evaluator.run, folder, world, start)
 

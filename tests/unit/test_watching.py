@@ -130,7 +130,7 @@ def test_top_shows_the_runs_and_what_happened_last(tmp_path: Path) -> None:
     console = Console(width=160, record=True, file=StringIO())
     console.print(view([tmp_path]))
     text = console.export_text()
-    assert "1 crashed" in text and "clip attempt 0 crashed: ranks ended without an outcome" in text
+    assert "1 crashed" in text and "attempt 0 crashed: ranks ended without an outcome" in text
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_line_of_squeue_is_read_with_its_time_left() -> None:
         (["why", "{run}"], "goodput"),
         (["doctor", "{run}"], "next: mmpretrain submit --again"),
         (["logs", "{run}"], "the last words"),
-        (["top", "{folder}", "--times", "1"], "clip attempt 0 crashed"),
+        (["top", "{folder}", "--times", "1"], "attempt 0 crashed"),
     ],
 )
 def test_the_command_line_says_so(
