@@ -29,9 +29,9 @@ _TAIL_MINUTES = 30
 
 
 def chaos(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A run file; else a tiny run.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="E.g. checkpoint.every=50.")
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG] [key=value]...", help="A run file, else a tiny run; changes of it."),
     ] = None,
     to: Annotated[str, typer.Option(help="local or slurm.")] = "local",
     minutes: Annotated[float, typer.Option(min=0, help="No further fault is begun after so long.")] = 10.0,
@@ -62,6 +62,7 @@ def chaos(
     folder = folder.absolute()
     if folder.exists() and any(folder.iterdir()):
         raise ClusterError(f"{folder} holds something already; remove it, or give another --folder")
+    config, overrides = _split(arguments or ())
     nodes = nodes or (1 if to == "local" else 2)
     ranks = ranks_per_node or gpus_per_node or max(1, 2 // nodes)
     console = Console(width=None if Console().is_terminal else _WIDTH, highlight=False)
@@ -69,15 +70,25 @@ def chaos(
         path = _cluster_file(folder, cluster, site.own, hang_after)
         time = None if to == "local" else f"{minutes + _TAIL_MINUTES:.0f}"
         wishes = Wishes(to, nodes, gpus_per_node, ranks, time, partition, cluster=path)
-        chosen_overrides = [*_run(config, folder), *(overrides or ())]
-        subject, interval = submit_run(config, chosen_overrides, wishes, folder / "run", faulty=True)
+        overrides = [*_run(config, folder), *overrides]
+        subject, interval = submit_run(config, overrides, wishes, folder / "run", faulty=True)
         drill = Drill(subject, site, interval + 5, lambda row: console.print(*row.cells, sep=" | ", soft_wrap=True))
         with ended_afterwards(subject):
             drill.go(wanted, minutes)
             drill.end()
-        whole = submit_run(config, chosen_overrides, wishes, folder / "whole")[0] if compare else None
+        whole = submit_run(config, overrides, wishes, folder / "whole")[0] if compare else None
         equal = _conclude(console, drill, whole)
     raise typer.Exit(0 if equal else ClusterError.exit_code)
+
+
+def _split(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The run file, where one is named, and the overrides."""
+    from mmpretrain.core.errors import ConfigError
+
+    files = [one for one in arguments if "=" not in one]
+    if len(files) > 1:
+        raise ConfigError(f"saw {len(files)} run files ({', '.join(files)}); name one, or none for a tiny run")
+    return (Path(files[0]) if files else None), [one for one in arguments if "=" in one]
 
 
 def submit_run(

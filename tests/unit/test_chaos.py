@@ -90,6 +90,7 @@ def test_waiting_ends_at_a_deadline_that_names_what_did_not_happen() -> None:
     ("arguments", "code", "message"),
     [
         (["--to", "moon"], 2, "--to is 'moon'; a drill runs on local or slurm"),
+        (["one.yaml", "two.yaml"], 2, "saw 2 run files (one.yaml, two.yaml); name one, or none for a tiny run"),
         (["--faults", "flood"], 4, "there is no fault flood here"),
         (["--folder", "{full}"], 4, "holds something already; remove it, or give another --folder"),
     ],
