@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from mmpretrain.cli_chaos import chaos
 from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_dashboard import dashboard
 from mmpretrain.cli_data import data_commands
@@ -34,6 +35,7 @@ app.add_typer(config_commands, name="config")
 app.command()(finetune)
 app.add_typer(wandb_commands, name="wandb")
 app.command()(dashboard)
+app.command()(chaos)
 add_launch_commands(app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]

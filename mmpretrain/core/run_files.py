@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-RecordT = TypeVar("RecordT")
+RecordT = TypeVar("RecordT", "Outcome", "Heartbeat", "RankProcess")
 
 State = Literal["completed", "preempted", "fatal"]
 Phase = Literal["start", "step", "save", "evaluate"]
 
 OUTCOME, HEARTBEAT, METRICS, ATTEMPTS = "outcome.json", "heartbeat.json", "metrics.jsonl", "attempts.jsonl"
 CONTROL, RANKS, STACKS, CHECKPOINTS = "control", "ranks", "stacks", "checkpoints"
+
+PICTURES = "pictures.json"
+"""In `evaluation/`: what the newest evaluation left to look at, {name: [{"file", "caption"}]}."""
 
 _TAIL_BYTES = 65536
 
@@ -33,6 +36,8 @@ class Outcome:
     """Who asked for the stop: the text of control/stop, or the signal; empty for ends that nobody asked for."""
     time: float
     """Seconds since 1970."""
+    asked: float | None = None
+    """When the stop was asked for, seconds since 1970; None where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Heartbeat:
     """Seconds of the newest step."""
     samples_per_s: float | None
     time: float
+    save_s: float | None = None
+    """Seconds of the newest checkpoint of this attempt; None before the first."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,9 @@ def this_rank(rank: int) -> RankProcess:
 
 
 def _read(kind: type[RecordT], path: Path) -> RecordT | None:
+    """Fields that this version does not know are left out: a run keeps its code while what watches it may change."""
     try:
-        return kind(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        known = kind.__dataclass_fields__
+        return kind(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,6 +23,22 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """One return to a checkpoint: after step `to_step` the data of step `from_step` + 1 follows."""
+
+    to_step: int
+    """Steps done by the checkpoint from which the run went on."""
+    from_step: int
+    """Step after which it went back."""
+    score: float
+
+    @property
+    def gap(self) -> tuple[int, int]:
+        """As the loader counts: the step before which data is left out, and of how many steps."""
+        return (self.to_step, self.from_step - self.to_step)
+
+
+@dataclass(frozen=True)
 class Position:
     """Where a run stands: all that is not a tensor and must survive."""
 
@@ -30,6 +47,13 @@ class Position:
     data_hash: str
     """Hash of what fixes the order of samples; a resume under another one is refused."""
     wandb_id: str | None = None
+    passed_over: tuple[PassedOver, ...] = ()
+    """Data that the run left out when it went back to checkpoints, in order."""
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> Position:
+        """From the JSON of a manifest."""
+        return cls(**{**raw, "passed_over": tuple(PassedOver(**one) for one in raw.get("passed_over", ()))})
 
 
 @dataclass(frozen=True)
@@ -64,7 +88,7 @@ def read_manifest(path: Path) -> Manifest:
         if raw["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {raw['format']}, this version reads format {FORMAT}")
         return Manifest(
-            position=Position(**raw["position"]),
+            position=Position.read(raw["position"]),
             zero_stage=raw["zero_stage"],
             world_size=raw["world_size"],
             optimizer_step=raw["optimizer_step"],

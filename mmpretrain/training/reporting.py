@@ -19,6 +19,7 @@ from mmpretrain.core.types import Batch, StepReport
 from mmpretrain.training.engine import StepResult
 from mmpretrain.training.requests import Requests
 from mmpretrain.training.spikes import SCORE, SpikeMeter
+from mmpretrain.training.utilization import Utilization
 
 GIB = 2.0**30
 
@@ -64,11 +65,13 @@ class Reporter:
         requests: Requests,
         trace_samples: bool,
         device: torch.device,
+        utilization: Utilization,
     ) -> None:
         self.global_batch = global_batch
         self.requests = requests
         self.trace_samples = trace_samples
         self.device = device
+        self.utilization = utilization
         self.spikes = SpikeMeter()
         """What came before the step; whoever goes on from another step sets it."""
         self.step = 0
@@ -150,6 +153,7 @@ class Reporter:
         metrics["perf/step_s"] = step_s
         metrics["perf/samples_per_s"] = self.global_batch / step_s
         metrics["perf/samples_per_s_per_gpu"] = self.global_batch / step_s / world_size()
+        metrics |= self.utilization.metrics(metrics["perf/samples_per_s_per_gpu"])
         metrics |= times.metrics(step_s)
         metrics["mem/host_rss_gib"] = self._process.memory_info().rss / GIB
         if self.device.type == "cuda":

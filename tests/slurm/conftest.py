@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import cluster
 import pytest
 
 from data_pipeline.make import make
+from launcher import dev_cluster
 
 _SKIPPED = "the Slurm cluster for tests cannot run: "
 
@@ -14,9 +14,9 @@ _SKIPPED = "the Slurm cluster for tests cannot run: "
 @pytest.fixture(scope="session")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two virtual nodes and real daemons, for as long as tests run."""
-    if reason := cluster.can_run():
+    if reason := dev_cluster.missing():
         pytest.skip(_SKIPPED + reason)
-    with cluster.started(tmp_path_factory.mktemp("slurm"), nodes=2):
+    with dev_cluster.started(tmp_path_factory.mktemp("slurm"), nodes=2):
         yield
 
 
@@ -29,9 +29,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, shards: Path) -> Path:
-    """A folder with a run file and the shards."""
+    """A folder with the shards."""
     (tmp_path / "set").symlink_to(shards)
-    (tmp_path / "run.yaml").write_text(cluster.CONFIG.format(folder=tmp_path))
     return tmp_path
 
 

@@ -13,6 +13,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 COMPLETE = (
     "demo",
     "gate",
+    "chaos",
     "flickr1k",
     "flickr1k-trimodal",
     "clip-vit-b32",

@@ -27,7 +27,7 @@ RANKS = {
     "inference": 6,
 }
 CORE_ALONE = ("launcher", "data_pipeline", "tracking")
-SHELL = ("cli", "train", "finetune", "demo", "gate", "__main__")
+SHELL = ("cli", "train", "faulty_train", "finetune", "demo", "gate", "__main__")
 JOINS = {
     ("config", "data_pipeline"): "config classes of the data part",
     ("config", "tracking"): "config classes of trackers",
