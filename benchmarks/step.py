@@ -31,7 +31,8 @@ import open_clip
 import torch
 from torch import Tensor
 
-from mmpretrain.config import OptimizerConfig, RunConfig
+from mmpretrain.config import RunConfig
+from mmpretrain.config_engine import OptimizerConfig
 from mmpretrain.core.types import Batch
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.multimodal import MultimodalTransformer

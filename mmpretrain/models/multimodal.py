@@ -23,6 +23,7 @@ from mmpretrain.core.registry import discover
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.blocks import CheckpointedBlock
 from mmpretrain.layers.initialization import Linear, Resettable
+from mmpretrain.layers.phases import Phased
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -82,7 +83,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
         self._keys_to_ignore_on_load_missing = [rf"^{prefix}" for prefix in self._scaffolding()]
         self._weights = {name: objective.weight for name, objective in objectives.items()}
-        self.weigh(0)
+        self.begin_step(0)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -132,9 +133,12 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             figures[name] = objective.metrics(own)
         return {"loss": torch.stack(losses).sum()} | outputs | _named_metrics(figures)
 
-    def weigh(self, step: int) -> None:
-        """Let objectives weigh from now on what they are to weigh in step `step`, counted from 0."""
+    def begin_step(self, step: int) -> None:
+        """Let objectives weigh, and towers see, from now on what they are to in step `step`, counted from 0."""
         self.weights = {name: weight_at(weight, step) for name, weight in self._weights.items()}
+        for module in self.modules():
+            if isinstance(module, Phased):
+                module.begin_step(step)
 
     def after_step(self, step: int, average: Average) -> None:
         """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""

@@ -87,7 +87,7 @@ class Engine:
         """Train on this rank's micro-batches of one global batch. Communicates."""
         if self.steps_done == 0:
             self._after_step()
-        self.model.weigh(self.steps_done)
+        self.model.begin_step(self.steps_done)
         micro = [self.to_device(batch.tensors) for batch in batches]
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}

@@ -9,7 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from mmpretrain.config import OptimizerConfig
+from mmpretrain.config_engine import OptimizerConfig
 
 
 def parameter_groups(

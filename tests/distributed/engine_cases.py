@@ -71,7 +71,15 @@ OBJECTIVES = {
             "decay_steps": 2,
         },
     },
+    "caching": {
+        "itc": {"kind": "infonce", "tile": 3},
+        "ring": {"kind": "siglip", "tile": 3, "bias_init": -2.0},
+        "gather": {"kind": "siglip", "tile": 5, "bias_init": -1.0, "implementation": "gather", "weight": 0.5},
+    },
 }
+DROPPING = {"towers": MODEL["towers"] | {"image": MODEL["towers"]["image"] | {"patch_dropout": 0.5}}}
+CACHING = {"model": {"embed_dim": 32} | DROPPING, "optimizer": {"lr": LR, "clip_grad_norm": 0.0}}
+"""Contrasts alone, with half of the patches left out; the first moment after a step then is a tenth of the gradient."""
 
 ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [2, 4]}
 """Without accumulation the two kinds take the same way."""
@@ -111,8 +119,9 @@ def build_model(config: RunConfig) -> MultimodalTransformer:
     return MultimodalTransformer.create(resolve(config.model, None), config.objectives)
 
 
-def row(position: int) -> dict[str, Tensor]:
-    """One sample as a function of its position, with texts of unequal length so that ranks hold unequal counts."""
+def row(position: int, lacking: bool = False) -> dict[str, Tensor]:
+    """One sample as a function of its position, with texts of unequal length so that ranks hold unequal counts;
+    `lacking`: every fifth counts as one without a text."""
     generator = torch.Generator().manual_seed(position)
     length = 3 + position % (LENGTH - 3)
     ids = torch.zeros(LENGTH, dtype=torch.int64)
@@ -123,15 +132,15 @@ def row(position: int) -> dict[str, Tensor]:
         "image.present": torch.tensor(True),
         "text": ids,
         "text.mask": torch.arange(LENGTH) < length,
-        "text.present": torch.tensor(True),
+        "text.present": torch.tensor(not lacking or position % 5 > 0),
         "position": torch.tensor(position),
         "sample": torch.tensor(position),
         "draw": torch.tensor(row_key(0, position)),
     }
 
 
-def batch(positions: range) -> Batch:
-    rows = [row(position) for position in positions]
+def batch(positions: range, lacking: bool = False) -> Batch:
+    rows = [row(position, lacking) for position in positions]
     tensors = {name: torch.stack([one[name] for one in rows]) for name in rows[0]}
     return Batch(tensors, tuple(map(str, positions)))
 
@@ -195,6 +204,18 @@ def equality(folder: Path) -> None:
         for case, engine in engines(objectives, accumulations, [0, 1, 2, 3]):
             losses = train(engine, range(STEPS))
             leave_results(folder, case, losses, full_state(engine))
+    caching(folder)
+
+
+def caching(folder: Path) -> None:
+    """Losses and gradients of one step over rows of which some lack a text."""
+    for case, engine in engines("caching", [1, 2, 4], [0, 1, 2, 3], **CACHING):
+        plan = BatchPlan(GLOBAL_BATCH, engine.config.micro_batch_size, World(rank(), world_size()))
+        result = engine.step([batch(plan.micro_positions(0, n), lacking=True) for n in range(plan.accumulation)], LR)
+        sums = torch.stack([result.losses[name] / result.counts[name] for name in sorted(result.losses)])
+        torch.distributed.all_reduce(sums)
+        moments = full_state(engine, ("exp_avg",))
+        leave_results(folder, case, sums.tolist(), {name: moment * 10 for name, moment in moments.items()})
 
 
 def options(folder: Path) -> None:

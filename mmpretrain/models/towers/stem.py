@@ -30,6 +30,14 @@ class StemTowerConfig(TowerConfig):
         if self.stem.modality != modality:
             raise ValueError(f"tower {modality!r} has a stem for {self.stem.modality!r}; rename the tower or its stem")
 
+    @property
+    def changes_grid(self) -> bool:
+        return self.stem.last_phase > 0
+
+    @property
+    def last_phase(self) -> int:
+        return self.stem.last_phase
+
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         if tokenizer is None:
             return self

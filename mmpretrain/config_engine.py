@@ -1,0 +1,69 @@
+"""What of a run's config the engine and the optimizer read: how weights move, and how memory and bandwidth are spent.
+
+Enter: a part of a run file. Leave: frozen configs. Refused: numbers out of their range, and options of DeepSpeed with
+which gradients or weights would be wrong without an error.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from mmpretrain.core.config import Config, Rule
+
+_HARMFUL: dict[tuple[str, ...], tuple[JsonValue, str]] = {
+    ("prescale_gradients",): (False, "the loss is already scaled by the ranks and the targets of the global batch"),
+    ("gradient_predivide_factor",): (
+        1.0,
+        "the loss is already scaled by the ranks and the targets of the global batch",
+    ),
+    ("managed_gradient_accumulation",): (True, "without it every micro-batch would move the weights by itself"),
+    ("zero_optimization", "round_robin_gradients"): (False, "checkpoints would hold the weights in a wrong order"),
+    ("zero_optimization", "compute_grad_norm"): (True, "without the norm a step that is not finite goes unnoticed"),
+}
+"""Options of DeepSpeed 0.19.8 by path: the value that does no harm, and what any other does. Each was run beside one
+process, or is refused by DeepSpeed only once it is too late for a message."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with decoupled decay on matrices alone; biases, norms and scales do not decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate, for the whole global batch."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the two moments; 0.95 to 0.98 for the second avoids loss spikes (arXiv 2304.13013)."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Share of lr by which matrices shrink each step."""
+    clip_grad_norm: float = Field(1.0, ge=0)
+    """Largest norm of the whole gradient; 0: never clipped."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield ("betas",), f"saw {list(self.betas)}, expected two numbers from 0 to below 1, e.g. [0.9, 0.98]"
+
+
+class EngineConfig(Config):
+    """How the engine spends memory and bandwidth; DeepSpeed's own dict is generated from the run config."""
+
+    activation_checkpointing: bool = False
+    """Keep one activation per block and compute the rest again in backward."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer: moments and master weights live in CPU memory (ZeRO stage 1 and above)."""
+    deepspeed: dict[str, JsonValue] = {}
+    """Further keys of DeepSpeed's config, passed through; a key that we generate is refused."""
+
+    def broken_rules(self) -> Iterator[Rule]:
+        for path, (harmless, reason) in _HARMFUL.items():
+            value = _at(self.deepspeed, path)
+            if value is not None and value != harmless:
+                yield ("deepspeed", *path), f"saw {value!r}; {reason}; remove it"
+
+
+def _at(options: JsonValue, path: tuple[str, ...]) -> JsonValue:
+    """What stands at a path of nested options; None: nothing."""
+    for key in path:
+        options = options.get(key) if isinstance(options, dict) else None
+    return options
