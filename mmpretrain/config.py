@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data_pipeline.config import DataConfig
-from mmpretrain.config_engine import EngineConfig, OptimizerConfig
+from mmpretrain.config_engine import AverageConfig, EngineConfig, OptimizerConfig
 from mmpretrain.core.config import Config, Rule, load_config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import kind_of, union_of
@@ -161,6 +161,8 @@ class RunConfig(Config):
     data: RunDataConfig
     """Shards, tokenizer, codecs, loader."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: AverageConfig | None = None
+    """Keep a moving average of the weights, e.g. {decay: 0.9999}; null: none."""
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -45,11 +45,28 @@ class OptimizerConfig(Config):
             yield ("betas",), f"saw {list(self.betas)}, expected two numbers from 0 to below 1, e.g. [0.9, 0.98]"
 
 
+class AverageConfig(Config):
+    """A moving average of the weights, kept beside them in fp32 and sharded like the optimizer's state: `eval` and
+    `publish` take it with --ema."""
+
+    decay: float = Field(0.9999, gt=0, lt=1)
+    """Share of itself that the average keeps in a step; the weights fill the rest."""
+    warmup: bool = True
+    """Keep less at first, (1 + n) / (10 + n) after step n, so that the first weights are soon forgotten."""
+
+    def decay_at(self, step: int) -> float:
+        """The share kept after step `step`, counted from 1."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+
 class EngineConfig(Config):
     """How the engine spends memory and bandwidth; DeepSpeed's own dict is generated from the run config."""
 
     activation_checkpointing: bool = False
     """Keep one activation per block and compute the rest again in backward."""
+    trim_text: bool = True
+    """Leave out the columns of texts that are padding in a whole micro-batch, but for a multiple of 8; results stay the
+    same. Towers for which padding counts (SigLIP's) see it all either way."""
     offload: Literal["none", "optimizer"] = "none"
     """optimizer: moments and master weights live in CPU memory (ZeRO stage 1 and above)."""
     deepspeed: dict[str, JsonValue] = {}

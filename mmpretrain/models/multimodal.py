@@ -153,6 +153,18 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             if not name.startswith(tuple(self._scaffolding()))
         }
 
+    def trimmed(self, batch: TensorDict) -> TensorDict:
+        """The batch without the last columns of texts that are padding in all of its rows, for towers that do not see
+        padding. Looks at values, so call it before they go to a device; lengths may then differ between micro-batches
+        and ranks."""
+        short: TensorDict = {}
+        for name, tower in self._read_by().items():
+            mask = batch.get(f"{name}.mask")
+            columns = None if mask is None else tower.columns(batch[name], mask)
+            if columns is not None and columns < batch[name].shape[1]:
+                short |= {key: batch[key][:, :columns].contiguous() for key in (name, f"{name}.mask")}
+        return batch | short
+
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
         return {

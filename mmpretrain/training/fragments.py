@@ -23,7 +23,7 @@ class Fragment:
 
     name: str
     key: str
-    """"master", "exp_avg" or "exp_avg_sq" of a trained parameter; "replica" of a frozen one or a buffer."""
+    """"master", "exp_avg", "exp_avg_sq" or "average" of a trained parameter; "replica" of a frozen one or a buffer."""
     offset: int
     view: Tensor
     owned: bool

@@ -22,7 +22,7 @@ from mmpretrain.models.config import resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.fragments import KEYS, fragments
+from mmpretrain.training.fragments import KEYS
 from mmpretrain.training.manifest import Position
 from mmpretrain.training.ranks import join, leave
 
@@ -163,7 +163,8 @@ def train(engine: Engine, steps: range) -> list[float]:
     return losses
 
 
-EVERYTHING = (*KEYS, "replica")
+EVERYTHING = (*KEYS, "replica", "average")
+AVERAGED = {"ema": {"decay": 0.3}}
 
 
 def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, Tensor]:
@@ -171,7 +172,7 @@ def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, 
     flat tensors. Communicates."""
     mine = [
         (f"{one.key}/{one.name}", one.offset, one.view.detach().cpu().clone())
-        for one in fragments(engine.deepspeed, engine.stage)
+        for one in engine.fragments()
         if one.owned and one.key in keys
     ]
     gathered: list[list[tuple[str, int, Tensor]]] = [[] for _ in range(world_size())]
@@ -233,7 +234,7 @@ def options(folder: Path) -> None:
 
 def write_checkpoint(folder: Path) -> None:
     """Five steps at these ranks and ZeRO-2, a checkpoint, and the five steps after it."""
-    for _, engine in engines("spanning", [1], [2]):
+    for _, engine in engines("spanning", [1], [2], **AVERAGED):
         train(engine, range(5))
         position = Position(step=5, samples=5 * GLOBAL_BATCH, data_hash="d")
         checkpoint.save(engine, folder / "checkpoints", position, "seed: 0\n")
@@ -242,7 +243,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> None:
-    for case, engine in engines("spanning", [1], [0, 1, 2, 3]):
+    for case, engine in engines("spanning", [1], [0, 1, 2, 3], **AVERAGED):
         train(engine, range(20, 22))  # weights and moments that the checkpoint must replace
         position = checkpoint.load(engine, folder / "checkpoints")
         assert position is not None and position.step == 5
@@ -270,22 +271,24 @@ def nan_on_one_rank(folder: Path) -> None:
 
 def teacher(folder: Path) -> None:
     """Train, save, restore at the next stage over weights that must give way, go on; then a step that is skipped."""
-    for case, engine in engines("features", [2], [0, 1, 2, 3]):
+    for case, engine in engines("features", [2], [0, 1, 2, 3], **AVERAGED):
         losses = train(engine, range(3))
         state = full_state(engine, EVERYTHING)
         leave_results(folder, case, losses, state)
         checkpoint.save(engine, folder / case, Position(3, 3 * GLOBAL_BATCH, "d"), "seed: 0\n")
-        other = next(engines("features", [2], [(engine.stage + 1) % 4]))[1]
+        other = next(engines("features", [2], [(engine.stage + 1) % 4], **AVERAGED))[1]
         train(other, range(20, 21))
         checkpoint.load(other, folder / case)
         restored = full_state(other, EVERYTHING)
         equal = all(torch.equal(value, state[name]) for name, value in restored.items()) and len(restored) == len(state)
         after, there = train(engine, range(3, 4)), train(other, range(3, 4))
-        before = full_state(engine, ("replica",))
+        before = full_state(engine, ("replica", "average"))
         poison = engine.model.towers["image"].register_forward_hook(lambda _module, _inputs, output: _poisoned(output))
         skipped = engine.step(micro_batches(engine.config, 4), LR).skipped
         poison.remove()
-        still = all(torch.equal(value, before[name]) for name, value in full_state(engine, ("replica",)).items())
+        still = all(
+            torch.equal(value, before[name]) for name, value in full_state(engine, ("replica", "average")).items()
+        )
         verdict = {"equal": equal, "after": after, "there": there, "skipped": skipped, "still": still}
         (folder / f"verdict-{case}-rank{rank()}.json").write_text(json.dumps(verdict))
 

@@ -239,3 +239,12 @@ def test_options_of_deepspeed_at_a_harmless_value_pass() -> None:
     options = "{gradient_predivide_factor: 1.0, zero_optimization: {round_robin_gradients: false, overlap_comm: true}}"
     run = load_run_config(configs_folder() / "demo.yaml", [f"engine.deepspeed={options}"])
     assert run.engine.deepspeed["gradient_predivide_factor"] == 1
+
+
+def test_an_average_forgets_the_first_weights_soon_and_then_keeps_its_share() -> None:
+    average = load_run_config(DEMO, ["ema={decay: 0.9}"]).ema
+    assert average is not None
+    assert [average.decay_at(step) for step in (1, 10, 1000)] == pytest.approx([2 / 11, 11 / 20, 0.9])
+    steady = load_run_config(DEMO, ["ema={decay: 0.9, warmup: false}"]).ema
+    assert steady is not None and steady.decay_at(1) == 0.9
+    assert "ema.decay" in fault("ema={decay: 1.0}")

@@ -1,4 +1,4 @@
-"""Patches left out in training, and smaller images at first: by the row's key and the step alone, never in evaluation."""
+"""Patches left out and smaller images at first: by the row's key and the step alone, never in evaluation."""
 
 import numpy as np
 import pytest
@@ -131,7 +131,7 @@ def test_phases_that_make_no_sense_are_refused(change: dict[str, object], messag
         (["model.towers.text.patch_dropout=0.5"], "patch_dropout leaves out patches and a text has none"),
         (["model.towers.image.patch_dropout=[{from_step: 0, share: 0.5}, {from_step: 600, share: 0}]", "steps=600"],
          "its last phase begins at from_step 600, which a run of 600 steps does not reach"),
-        (["model.towers.image.stem.phases=[{from_step: 0, image_size: 8}, {from_step: 9, image_size: 24}]"],
+        (["model.towers.image.stem.phases=[{from_step: 0, image_size: 12}, {from_step: 9, image_size: 24}]"],
          r"hides patches of one grid, and that of model\.towers\.image changes"),
     ],
 )  # fmt: skip

@@ -31,6 +31,11 @@ class Tower(Layered):
         """What objectives may know of this tower."""
         raise NotImplementedError
 
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        """How many of the first columns of inputs [B, L] the tower must see, so that all it says of tokens that count
+        stays what it is; all of them where padding matters. Looks at values, so call it before they go to a device."""
+        return inputs.shape[1]
+
     def kept_tokens(self, draw: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Which content tokens of rows with these keys, int64 [B], a step shows to the tower: int64 [B, K]; None: all.
 

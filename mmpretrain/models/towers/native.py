@@ -17,6 +17,7 @@ from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import union_of
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
 from mmpretrain.layers.blocks import Activation, Transformer
+from mmpretrain.layers.padding import filled_columns
 from mmpretrain.layers.parameters import ClassToken
 from mmpretrain.layers.patch_dropout import DropSchedule, PatchDropout
 from mmpretrain.layers.pooling import AttentionPool, at_first, masked_mean
@@ -112,6 +113,8 @@ class NativeTower(Tower):
         self.masked_keys = not (config.causal or config.attend_padding)
         self.stem = config.stem.build(width)
         self.eos_id = _eos_id(self.stem) if config.pooling == "eos" else None
+        pools_padding = config.pooling == "last" or (config.pooling == "map" and config.causal)
+        self.sees_padding = config.attend_padding or pools_padding or not isinstance(self.stem, WordStem)
         self.class_token = ClassToken(width) if config.pooling == "class" else None
         self.pre_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.transformer = Transformer(
@@ -126,6 +129,12 @@ class NativeTower(Tower):
         tokens = self.norm(self.transformer(tokens, self._key_mask(mask)))
         outputs = {"tokens": tokens, "pooled": self._pool(tokens, inputs, mask)}
         return outputs if mask is None else outputs | {"mask": mask}
+
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        if self.sees_padding:
+            return inputs.shape[1]
+        pooled = 1 if self.eos_id is None else int((inputs == self.eos_id).int().argmax(dim=1).max()) + 1
+        return filled_columns(mask, at_least=pooled)
 
     def kept_tokens(self, draw: Tensor | None, mask: Tensor | None) -> Tensor | None:
         counts = None if mask is None else self.stem.token_mask(mask)

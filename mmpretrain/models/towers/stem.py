@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
+from mmpretrain.layers.padding import filled_columns
 from mmpretrain.layers.pooling import masked_mean
 from mmpretrain.modalities.base import PatchStem, WordStem
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -66,6 +67,9 @@ class StemTower(Tower):
             mask = None if mask is None else mask.gather(1, keep)
         outputs = {"tokens": tokens, "pooled": masked_mean(tokens, mask)}
         return outputs if mask is None else outputs | {"mask": mask}
+
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        return filled_columns(mask) if isinstance(self.stem, WordStem) else inputs.shape[1]
 
     def facts(self) -> TowerFacts:
         return stem_facts(self.stem, self.width)
