@@ -182,6 +182,18 @@ class RunConfig(Config):
                 ("precision",),
                 "fp16 scales its loss in a partitioned optimizer; set zero_stage to 1 or more, or precision to bf16",
             )
+        if self.engine.compile and self.zero_stage == 3:
+            yield (
+                ("engine", "compile"),
+                "stage 3 gathers weights inside each block, which breaks compiled graphs apart and makes them slower; "
+                "set zero_stage to 2 or less, or compile to false",
+            )
+        if self.engine.offload != "none" and self.optimizer.kind == "muon":
+            yield (
+                ("engine", "offload"),
+                "muon gathers momentum between GPUs, which it cannot in CPU memory; set offload to none, or "
+                "optimizer.kind to adamw",
+            )
         if self.engine.offload != "none" and self.zero_stage == 0:
             yield (
                 ("engine", "offload"),

@@ -5,11 +5,13 @@ which gradients or weights would be wrong without an error.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, JsonValue
 
 from mmpretrain.core.config import Config, Rule
+from mmpretrain.layers.recompute import Recompute
 
 _HARMFUL: dict[tuple[str, ...], tuple[JsonValue, str]] = {
     ("prescale_gradients",): (False, "the loss is already scaled by the ranks and the targets of the global batch"),
@@ -26,9 +28,11 @@ process, or is refused by DeepSpeed only once it is too late for a message."""
 
 
 class OptimizerConfig(Config):
-    """AdamW with decoupled decay on matrices alone; biases, norms and scales do not decay."""
+    """How weights move. Decay is decoupled and on matrices alone; biases, norms and scales do not decay."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of transformer blocks move by orthogonalised momentum, of the size that lr gives AdamW's
+    updates; all else by AdamW (Jordan et al. 2024; arXiv 2502.16982)."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate, for the whole global batch."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -40,7 +44,12 @@ class OptimizerConfig(Config):
     clip_grad_norm: float = Field(1.0, ge=0)
     """Largest norm of the whole gradient; 0: never clipped."""
 
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Share of itself that Muon's momentum keeps in a step; null: 0.95."""
+
     def broken_rules(self) -> Iterator[Rule]:
+        if self.momentum is not None and self.kind != "muon":
+            yield ("momentum",), f"is Muon's and the kind is {self.kind}; set betas, or kind to muon"
         if not all(0 <= beta < 1 for beta in self.betas):
             yield ("betas",), f"saw {list(self.betas)}, expected two numbers from 0 to below 1, e.g. [0.9, 0.98]"
 
@@ -62,8 +71,15 @@ class AverageConfig(Config):
 class EngineConfig(Config):
     """How the engine spends memory and bandwidth; DeepSpeed's own dict is generated from the run config."""
 
-    activation_checkpointing: bool = False
-    """Keep one activation per block and compute the rest again in backward."""
+    activation_checkpointing: Recompute = "none"
+    """block: keep one activation per block and compute the rest again in backward, a third more work; selective: keep
+    products and attention as well and compute norms and nonlinearities again, for next to no work."""
+    compile: bool = False
+    """Compile each transformer block of ours for the shapes it meets (ZeRO stage 0 to 2); the first steps take minutes.
+    Needs a C++ compiler, and triton on a GPU."""
+    compile_cache: Path | None = None
+    """Folder that keeps what was compiled for later runs; null: what TORCHINDUCTOR_CACHE_DIR says, else a folder in the
+    node's temporary one."""
     trim_text: bool = True
     """Leave out the columns of texts that are padding in a whole micro-batch, but for a multiple of 8; results stay the
     same. Towers for which padding counts (SigLIP's) see it all either way."""
@@ -73,6 +89,14 @@ class EngineConfig(Config):
     """Further keys of DeepSpeed's config, passed through; a key that we generate is refused."""
 
     def broken_rules(self) -> Iterator[Rule]:
+        if self.compile and self.activation_checkpointing == "selective":
+            yield (
+                ("activation_checkpointing",),
+                "selective chooses among operations that a compiled block no longer has, and compiling computes cheap "
+                "ones again by itself; use none or block, or set compile to false",
+            )
+        if self.compile_cache is not None and not self.compile:
+            yield ("compile_cache",), "nothing is compiled; set compile to true or remove it"
         for path, (harmless, reason) in _HARMFUL.items():
             value = _at(self.deepspeed, path)
             if value is not None and value != harmless:

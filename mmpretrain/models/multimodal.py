@@ -24,6 +24,7 @@ from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.blocks import CheckpointedBlock
 from mmpretrain.layers.initialization import Linear, Resettable
 from mmpretrain.layers.phases import Phased
+from mmpretrain.layers.recompute import Recompute, checkpoint_options
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -184,14 +185,14 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         projected_by = {name: projections[tower] for name, tower in self.readers.items()}
         return ChunkEncoder(self._read_by(), projected_by, self.fusion, batch)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the inputs of every transformer block while training, and compute the rest again."""
+    def set_activation_checkpointing(self, policy: Recompute) -> None:
+        """Keep of every transformer block in training only what the policy says, and compute the rest again."""
         for module in self.modules():
             if isinstance(module, CheckpointedBlock):
-                module.gradient_checkpointing = enabled
+                module.gradient_checkpointing, module.recompute = policy != "none", policy
             elif isinstance(module, GradientCheckpointingLayer):
-                module.gradient_checkpointing = enabled
-                again = partial(checkpoint, use_reentrant=False)
+                module.gradient_checkpointing = policy != "none"
+                again = partial(checkpoint, **checkpoint_options(policy))
                 module._gradient_checkpointing_func = again  # type: ignore[assignment]
 
     def init_weights(self) -> None:

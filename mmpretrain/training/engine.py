@@ -25,8 +25,11 @@ from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.trained_parts import learning_rate_shares
 from mmpretrain.training.averaged import WeightAverage
-from mmpretrain.training.fragments import Fragment, fragments, move_average
+from mmpretrain.training.compiling import compile_blocks
+from mmpretrain.training.fragments import Fragment, fragments, inner_optimizer, move_average
+from mmpretrain.training.muon import MuonAdamW
 from mmpretrain.training.optimizer import build_optimizer
+from mmpretrain.training.partitions import matrix_places
 from mmpretrain.training.parts import AUTOCAST
 from mmpretrain.training.stopwatch import Stopwatch
 
@@ -69,9 +72,14 @@ class Engine:
         self.model = model
         model.autocast_dtype = AUTOCAST[config.precision]
         model.set_activation_checkpointing(config.engine.activation_checkpointing)
+        if config.engine.compile:
+            compile_blocks(model, config.engine.compile_cache, device)
         accumulation = config.global_batch_size // (config.micro_batch_size * world_size())
         self.backwards_per_step = 1 if model.spans_batch else accumulation
         self.deepspeed = _initialize(model, config, self.backwards_per_step)
+        optimizer = inner_optimizer(self.deepspeed, self.stage)
+        if isinstance(optimizer, MuonAdamW):
+            optimizer.places = matrix_places(self.deepspeed, self.stage)
         self.average = None if config.ema is None else WeightAverage(config.ema, self._fragments())
         self._stopwatch = Stopwatch(device)
         model.when_encoded = self._stopwatch.stop

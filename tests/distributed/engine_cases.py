@@ -86,9 +86,10 @@ ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [2, 4]}
 
 OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
     "plain": ([0], {}),
-    "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": True}}),
+    "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": "block"}}),
     "offload": ([1, 2, 3], {"engine": {"offload": "optimizer"}}),
     "bf16": ([0, 1, 2, 3], {"precision": "bf16"}),
+    "muon": ([0, 1, 2, 3], {"optimizer": {"kind": "muon", "lr": LR, "weight_decay": 0.1, "eps": 1e-6}}),
 }
 
 

@@ -85,7 +85,7 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         "data: {train: {sources: {main: {shards: [shards]}}}}\n"
     )
     run = load_run_config(path)
-    assert run.engine.activation_checkpointing
+    assert run.engine.activation_checkpointing == "block"
     assert run.data.workers == 4
 
 
