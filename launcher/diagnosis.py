@@ -31,7 +31,7 @@ SIGNS = (
     Sign(
         r"CUDA out of memory|OutOfMemoryError",
         "a GPU ran out of memory",
-        "mmpretrain submit CONFIG ... micro_batch_size=HALF engine.activation_checkpointing=true",
+        "mmpretrain submit CONFIG ... micro_batch_size=HALF engine.activation_checkpointing=block",
     ),
     Sign(
         r"oom[-_ ]kill|Out of memory: Killed|Exceeded job memory limit",

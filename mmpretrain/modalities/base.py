@@ -30,6 +30,11 @@ class Stem(nn.Module):
         """Map inputs [B, ...] as the batch holds them (uint8 pixels, int64 ids) to tokens [B, L, D]."""
         raise NotImplementedError
 
+    @property
+    def tokens_now(self) -> int:
+        """L in the step at hand, of a stem whose inputs are smaller at first."""
+        return self.num_tokens
+
     def token_mask(self, mask: Tensor) -> Tensor:
         """Map the mask of the inputs as the batch holds it to that of the tokens, bool [B, L]."""
         return mask
@@ -73,6 +78,11 @@ class StemConfig(Config):
     @abstractmethod
     def input_field(self) -> FieldSpec:
         """Shape and dtype of one input row: what the codec must produce."""
+
+    @property
+    def last_phase(self) -> int:
+        """Step from which on nothing about the inputs changes any more."""
+        return 0
 
     def with_tokenizer(self, facts: TokenizerFacts) -> Self:
         """This config with what it left to the tokenizer filled in; stems without words return themselves."""

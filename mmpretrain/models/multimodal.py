@@ -23,6 +23,8 @@ from mmpretrain.core.registry import discover
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.blocks import CheckpointedBlock
 from mmpretrain.layers.initialization import Linear, Resettable
+from mmpretrain.layers.phases import Phased
+from mmpretrain.layers.recompute import Recompute, checkpoint_options
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -82,7 +84,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
         self._keys_to_ignore_on_load_missing = [rf"^{prefix}" for prefix in self._scaffolding()]
         self._weights = {name: objective.weight for name, objective in objectives.items()}
-        self.weigh(0)
+        self.begin_step(0)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -145,9 +147,12 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             figures[name] = objective.metrics(own)
         return {"loss": torch.stack(losses).sum()} | outputs | _named_metrics(figures)
 
-    def weigh(self, step: int) -> None:
-        """Let objectives weigh from now on what they are to weigh in step `step`, counted from 0."""
+    def begin_step(self, step: int) -> None:
+        """Let objectives weigh, and towers see, from now on what they are to in step `step`, counted from 0."""
         self.weights = {name: weight_at(weight, step) for name, weight in self._weights.items()}
+        for module in self.modules():
+            if isinstance(module, Phased):
+                module.begin_step(step)
 
     def after_step(self, step: int, average: Average) -> None:
         """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""
@@ -161,6 +166,18 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for name, tensor in self.state_dict().items()
             if not name.startswith(tuple(self._scaffolding()))
         }
+
+    def trimmed(self, batch: TensorDict) -> TensorDict:
+        """The batch without the last columns of texts that are padding in all of its rows, for towers that do not see
+        padding. Looks at values, so call it before they go to a device; lengths may then differ between micro-batches
+        and ranks."""
+        short: TensorDict = {}
+        for name, tower in self._read_by().items():
+            mask = batch.get(f"{name}.mask")
+            columns = None if mask is None else tower.columns(batch[name], mask)
+            if columns is not None and columns < batch[name].shape[1]:
+                short |= {key: batch[key][:, :columns].contiguous() for key in (name, f"{name}.mask")}
+        return batch | short
 
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
@@ -181,14 +198,14 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         projected_by = {name: projections[tower] for name, tower in self.readers.items()}
         return ChunkEncoder(self._read_by(), projected_by, self.fusion, batch)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the inputs of every transformer block while training, and compute the rest again."""
+    def set_activation_checkpointing(self, policy: Recompute) -> None:
+        """Keep of every transformer block in training only what the policy says, and compute the rest again."""
         for module in self.modules():
             if isinstance(module, CheckpointedBlock):
-                module.gradient_checkpointing = enabled
+                module.gradient_checkpointing, module.recompute = policy != "none", policy
             elif isinstance(module, GradientCheckpointingLayer):
-                module.gradient_checkpointing = enabled
-                again = partial(checkpoint, use_reentrant=False)
+                module.gradient_checkpointing = policy != "none"
+                again = partial(checkpoint, **checkpoint_options(policy))
                 module._gradient_checkpointing_func = again  # type: ignore[assignment]
 
     def init_weights(self) -> None:

@@ -206,6 +206,11 @@ class ObjectiveConfig(Config):
         return {}
 
     @property
+    def fixed_grids(self) -> tuple[str, ...]:
+        """Modalities whose grid of patches must stay as it is over the steps; a config that changes one is refused."""
+        return ()
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The modalities and labels the objective reads."""
         return (*self.modalities, *self.input_fields)

@@ -79,11 +79,14 @@ def _list_pictures(context: EvaluationContext) -> None:
     replace(folder / PICTURES, json.dumps(listed, indent=1, ensure_ascii=False))
 
 
-def evaluate_trained(path: Path, overrides: tuple[str, ...] = ()) -> tuple[TrainedRun, dict[str, float]]:
-    """Evaluate a run's newest checkpoint, or one checkpoint, by the tasks of its config; any number of ranks."""
+def evaluate_trained(
+    path: Path, overrides: tuple[str, ...] = (), averaged: bool = False
+) -> tuple[TrainedRun, dict[str, float]]:
+    """Evaluate a run's newest checkpoint, or one checkpoint, by the tasks of its config; any number of ranks.
+    `averaged` takes the moving average of its weights."""
     world, device = join()
     try:
-        trained = open_trained(path, overrides)
+        trained = open_trained(path, overrides, averaged)
         if not trained.config.evaluation.tasks:
             raise ConfigError(
                 f"{path}: its config has no evaluation.tasks; give one, e.g. evaluation.tasks.retrieval.kind=retrieval"
@@ -102,7 +105,9 @@ def evaluate_trained(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Train
 
 def _append(trained: TrainedRun, figures: Mapping[str, float]) -> None:
     """One line of the run's `evals.jsonl`."""
-    row = {"step": trained.position.step, "samples": trained.position.samples, "time": time.time(), **figures}
+    position = trained.position
+    row = {"step": position.step, "samples": position.samples, "time": time.time(), "averaged": trained.averaged}
+    row |= figures
     with (trained.run_dir / "evals.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
 

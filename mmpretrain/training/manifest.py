@@ -75,10 +75,15 @@ class Manifest:
     optimizer_step: int
     shapes: Mapping[str, list[int]]
     pieces: Mapping[str, Mapping[str, list[Piece]]]
-    """Tensor name -> kind ("master", "exp_avg", "exp_avg_sq", "replica") -> pieces by rising offset."""
+    """Tensor name -> kind ("master", "exp_avg", "exp_avg_sq", "average", "replica") -> pieces by rising offset."""
     files: Mapping[str, tuple[int, str]]
     """File name -> (size in bytes, SHA-256)."""
     format: int = FORMAT
+
+    @property
+    def has_average(self) -> bool:
+        """Whether a moving average of the weights is among them."""
+        return any("average" in kinds for kinds in self.pieces.values())
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -103,16 +108,21 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{path}: no readable manifest ({fault})") from fault
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All parameters (fp32 masters) and buffers of a checkpoint as whole tensors on the CPU."""
+def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
+    """All parameters (fp32 masters, or their moving average) and buffers of a checkpoint, whole and on the CPU."""
     manifest = read_manifest(path)
+    if averaged and not manifest.has_average:
+        raise CheckpointError(
+            f"{path} holds no moving average of the weights; leave --ema out, or train with ema: {{decay: 0.9999}}"
+        )
     fault = damage(path, manifest, range(len(manifest.files)))
     if fault:
         raise CheckpointError(f"{path}: {fault}")
     weights: dict[str, Tensor] = {}
+    wanted = ("average", "master", "replica") if averaged else ("master", "replica")
     with Reader(path) as reader:
         for name, kinds in manifest.pieces.items():
-            key = "master" if "master" in kinds else "replica"
+            key = next(one for one in wanted if one in kinds)
             length = sum(piece.length for piece in kinds[key])
             flat = reader.read(name, key, kinds[key], 0, length)
             weights[name] = flat.view(manifest.shapes[name])

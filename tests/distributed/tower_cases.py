@@ -56,7 +56,7 @@ def run_config(towers: dict[str, dict[str, object]], stage: int) -> RunConfig:
             "zero_stage": stage,
             "global_batch_size": ROWS,
             "micro_batch_size": ROWS // world_size(),
-            "engine": {"activation_checkpointing": stage == 3},
+            "engine": {"activation_checkpointing": "block" if stage == 3 else "none"},
             "model": {"embed_dim": 16, "towers": towers},
             "objectives": pairs,
             "optimizer": {"lr": LR, "eps": EPS, "clip_grad_norm": 0.0},

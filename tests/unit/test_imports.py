@@ -78,7 +78,7 @@ def part(name: str) -> str | None:
     if top != "mmpretrain" or not rest:
         return None
     first = rest.split(".")[0]
-    return "cli" if first.startswith("cli") else first
+    return next((shared for shared in ("cli", "config") if first.startswith(f"{shared}_")), first)
 
 
 def allowed(importer: str, imported: str) -> bool:
