@@ -17,6 +17,7 @@ from rich.text import Text
 
 from data_pipeline.index import ShardIndex, build_index, changed_samples, read_index
 from data_pipeline.parallel import run_parallel
+from data_pipeline.remote import Shard
 from data_pipeline.shards import resolve_shards
 from data_pipeline.sniff import decode_whole
 from data_pipeline.tar import open_shard
@@ -54,7 +55,7 @@ class CheckReport:
 class _Checked:
     """What one process found in one shard."""
 
-    shard: Path
+    shard: Shard
     keys: list[str]
     findings: list[Finding]
 
@@ -75,7 +76,7 @@ def check(patterns: Iterable[str], workers: int | None = None) -> CheckReport:
     return report
 
 
-def check_shard(shard: Path) -> _Checked:
+def check_shard(shard: Shard) -> _Checked:
     """Everything that can be told of one shard by itself."""
     findings: list[Finding] = []
 
@@ -93,22 +94,22 @@ def check_shard(shard: Path) -> _Checked:
         report(f"{index.ignored} members belong to no sample (hidden, or without an extension)", is_fault=False)
     for what in _uneven(index):
         report(what, is_fault=False)
-    for key, what in itertools.chain(_compare_with_saved(shard), _undecodable(index)):
+    for key, what in itertools.chain(_compare_with_saved(index), _undecodable(index)):
         report(what, key)
     return _Checked(shard, index.keys(), findings)
 
 
-def _compare_with_saved(shard: Path) -> Iterator[tuple[str, str]]:
+def _compare_with_saved(index: ShardIndex) -> Iterator[tuple[str, str]]:
     """(key, what) for samples whose bytes no longer have the checksum that the saved index holds."""
     try:
-        saved = read_index(shard)
+        saved = read_index(index.shard)
     except DataError as error:
         yield "", str(error)
         return
     if saved is None:
         return
-    if saved.shard_bytes != shard.stat().st_size:
-        yield "", f"changed since it was indexed: {saved.shard_bytes} bytes then, {shard.stat().st_size} now"
+    if saved.shard_bytes != index.shard_bytes:
+        yield "", f"changed since it was indexed: {saved.shard_bytes} bytes then, {index.shard_bytes} now"
         return
     for ordinal in changed_samples(saved):
         yield saved.key(ordinal), "its bytes changed since the shard was indexed"
@@ -153,7 +154,7 @@ def _uneven(index: ShardIndex) -> Iterator[str]:
 
 def _repeated_keys(checked: Iterable[_Checked]) -> list[Finding]:
     """A note for each shard that shares keys with a shard before it."""
-    first_seen: dict[str, Path] = {}
+    first_seen: dict[str, Shard] = {}
     notes = []
     for one in checked:
         repeated = [key for key in one.keys if key in first_seen]

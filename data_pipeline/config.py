@@ -4,9 +4,13 @@ Enter: the `data:` part of a run config. Leave: `DataConfig`, without the codecs
 weights that cannot be mixed exactly and changes of weights that are out of order.
 """
 
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_pipeline.mixture import integer_shares
 from mmpretrain.core.config import Config, Rule
@@ -17,7 +21,8 @@ class SourceConfig(Config):
     """One set of shards."""
 
     shards: tuple[str, ...] = Field(min_length=1)
-    """Folders, globs, brace ranges ({000..099}) or tars."""
+    """Folders, globs, brace ranges ({000..099}) or tars, here or at s3://, gs://, https:// and hf://; there also a list
+    of shards (.txt, one a line) or the manifest.json of `data pack`."""
     weight: NonNegativeFloat = 1.0
     """Share of the samples that come from here, relative to the other sources."""
 
@@ -76,6 +81,49 @@ class TokenizerConfig(Config):
     """Words of a tokenizer that is trained."""
 
 
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+
+
+class CacheConfig(Config):
+    """Shards in object stores: what of them is kept on this node, and how it is fetched."""
+
+    folder: Path | None = None
+    """Local folder that all ranks of a node share; null: $MMPRETRAIN_CACHE, else mmpretrain in the user's own."""
+    limit: str = "100GB"
+    """What may lie there, e.g. 200GB or 1.5TB; what was read longest ago makes room."""
+    part: Literal["chunk", "sample"] = "chunk"
+    """What one request fetches. chunk: the 256 neighbouring samples that are drawn in one window, so that each node
+    fetches every byte once an epoch; sample: one sample, so that all nodes together do, by more requests."""
+    ahead: NonNegativeInt = 16_384
+    """Samples, of all ranks, that are fetched before their step; 0: each is fetched when it is read."""
+    downloads: PositiveInt = 8
+    """Requests of one rank at the same time."""
+    attempts: PositiveInt = 8
+    """How often a request is made before the run stops; pauses double from a quarter of a second up to 30 s."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds of one request."""
+
+    @property
+    def limit_bytes(self) -> int:
+        size = _SIZE.fullmatch(self.limit.strip())
+        assert size is not None, self.limit
+        return int(float(size[1]) * (1024 if size[3] else 1000) ** _UNITS[size[2].lower()])
+
+    @property
+    def place(self) -> Path:
+        """The folder, wherever it is said."""
+        if self.folder is not None:
+            return self.folder.expanduser()
+        if named := os.environ.get("MMPRETRAIN_CACHE"):
+            return Path(named)
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmpretrain"
+
+    def broken_rules(self) -> Iterator[Rule]:
+        if not _SIZE.fullmatch(self.limit.strip()):
+            yield ("limit",), f"{self.limit!r} is no size; write e.g. 200GB"
+
+
 class DataConfig(Config):
     """What the run reads; the run config adds the codecs."""
 
@@ -89,4 +137,7 @@ class DataConfig(Config):
     bad_sample_budget: float = Field(0.001, ge=0, le=1)
     """Share of the samples that may be unusable and replaced; past it the run stops and names the shards."""
     verify_checksums: bool = False
-    """Compare every sample read with the checksum in the index; a sample that differs counts as unusable."""
+    """Compare every sample read with the checksum in the index; a sample that differs counts as unusable. What comes
+    from an object store is always compared."""
+    cache: CacheConfig = CacheConfig()
+    """For shards in object stores."""

@@ -6,12 +6,13 @@ samples. Refused: a shard in which no sample has all that codecs require, and co
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipeline.index import ShardIndex
+from data_pipeline.remote import Shard
 from mmpretrain.core.captions import CAPTION_EXTENSIONS, METADATA_EXTENSION, TEXT_EXTENSION
 from mmpretrain.core.errors import DataError
 from mmpretrain.core.media_types import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -26,11 +27,20 @@ _CONTENTS = {
 }
 
 
+class Kind(NamedTuple):
+    """What some samples have in common."""
+
+    extensions: frozenset[str]
+    """Of their members."""
+    captioned: bool
+    """A .json may hold captions or other things; the index knows."""
+
+
 @dataclass(frozen=True)
 class Holdings:
     """What one shard holds for the codecs of a run."""
 
-    shard: Path
+    shard: Shard
     num_samples: int
     extensions: tuple[str, ...]
     """Every extension of its members."""
@@ -38,22 +48,39 @@ class Holdings:
     """For each kind of sample the codecs that find members in it."""
 
 
+def kinds_of(index: ShardIndex) -> frozenset[Kind]:
+    """The kinds of samples of a shard."""
+    rows = np.repeat(np.arange(index.num_samples), np.diff(index.member_end, prepend=0))
+    holds = np.zeros((index.num_samples, len(index.extensions) + 1), np.bool_)
+    holds[rows, index.member_extension] = True
+    holds[:, -1] = index.facts.captions > 0
+    differs = (holds[1:] != holds[:-1]).any(axis=1)  # neighbours are mostly alike, and finding unique rows is slow
+    holds = holds[np.flatnonzero(np.concatenate(([True], differs)))]
+    names = np.array(index.extensions, np.object_)
+    return frozenset(Kind(frozenset(names[kind[:-1]].tolist()), bool(kind[-1])) for kind in np.unique(holds, axis=0))
+
+
 def holdings_of(index: ShardIndex, codecs: Mapping[str, Codec]) -> Holdings:
-    kinds = np.zeros(index.num_samples, np.int64)
-    for number, codec in enumerate(codecs.values()):
-        kinds |= _held(index, codec.extensions).astype(np.int64) << number
-    together = frozenset(
-        frozenset(name for number, name in enumerate(codecs) if kind >> number & 1)
-        for kind in np.unique(kinds).tolist()
-    )
-    return Holdings(index.shard, index.num_samples, index.extensions, together)
+    return holdings_for(index.shard, index.num_samples, kinds_of(index), codecs)
 
 
-def _held(index: ShardIndex, extensions: frozenset[str]) -> NDArray[np.bool_]:
-    """[samples] Whether there is a member to read; the index knows whether a .json holds captions or other things."""
-    if extensions == CAPTION_EXTENSIONS:
-        return index.facts.captions > 0
-    return index.holds(extensions)
+def holdings_for(shard: Shard, num_samples: int, kinds: frozenset[Kind], codecs: Mapping[str, Codec]) -> Holdings:
+    """The same without the index; shards that hold the same share what is said of it."""
+    reads = tuple((name, codec.extensions) for name, codec in codecs.items())
+    return Holdings(shard, num_samples, *_told(kinds, reads))
+
+
+@lru_cache(maxsize=1024)
+def _told(
+    kinds: frozenset[Kind], reads: tuple[tuple[str, frozenset[str]], ...]
+) -> tuple[tuple[str, ...], frozenset[frozenset[str]]]:
+    extensions = frozenset[str]().union(*(kind.extensions for kind in kinds))
+    together = frozenset(frozenset(name for name, read in reads if _finds(kind, read)) for kind in kinds)
+    return tuple(sorted(extensions)), together
+
+
+def _finds(kind: Kind, extensions: frozenset[str]) -> bool:
+    return kind.captioned if extensions == CAPTION_EXTENSIONS else not extensions.isdisjoint(kind.extensions)
 
 
 def require_pairs(shard: Holdings, codecs: Mapping[str, Codec]) -> None:

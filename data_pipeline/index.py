@@ -1,7 +1,8 @@
 """Where each sample of a shard begins, how long it is, its checksum and its cheap facts, in a file beside the shard.
 
-Enter: a tar shard. Leave: a `ShardIndex`, written once as `<shard>.tar.index`. Refused: a shard that changed since, a
-damaged index, a tar without samples.
+Enter: a tar shard. Leave: a `ShardIndex`, written once as `<shard>.tar.index`; that of a shard in an object store is
+fetched from beside it or made from one pass, and kept in the cache. Refused: a shard that changed since, a damaged
+index, a tar without samples.
 """
 
 import logging
@@ -14,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.array_file import write_whole
 from data_pipeline.facts import SampleFacts, facts_of
-from data_pipeline.index_file import IndexHeader, index_path, read_index_file, write_index_file
+from data_pipeline.index_file import IndexHeader, encode_index, index_path, read_index_file
+from data_pipeline.remote import RemoteShard, Shard, cached_index, keep_index
 from data_pipeline.tar import Member, SampleGroup, group_samples, open_shard, split_name, walk_members
 from mmpretrain.core.errors import DataError
 from mmpretrain.core.types import Array
@@ -41,7 +44,7 @@ class Facts:
 class ShardIndex:
     """The samples of one shard; their numbers are ordinals, in file order from 0."""
 
-    shard: Path
+    shard: Shard
     shard_bytes: int
     shard_mtime_ns: int
     extensions: tuple[str, ...]
@@ -104,7 +107,7 @@ class ShardIndex:
         return held
 
 
-def load_or_build_index(shard: Path) -> ShardIndex:
+def load_or_build_index(shard: Shard) -> ShardIndex:
     """The shard's index: from its file, or built and saved on first use. Changed shards are refused."""
     index = load_index(shard)
     if index is None:
@@ -113,17 +116,24 @@ def load_or_build_index(shard: Path) -> ShardIndex:
     return index
 
 
-def read_index(shard: Path) -> ShardIndex | None:
+def read_index(shard: Shard) -> ShardIndex | None:
     """The saved index, whether or not it still describes the shard; None where there is none of this version."""
-    loaded = read_index_file(index_path(shard))
+    if isinstance(shard, RemoteShard):
+        with cached_index(shard) as path:
+            loaded = None if path is None else read_index_file(path)
+    else:
+        loaded = read_index_file(index_path(shard))
     return None if loaded is None else _from_file(shard, *loaded)
 
 
-def load_index(shard: Path) -> ShardIndex | None:
-    """The saved index if it still describes the shard, which is refused if it changed; None where there is none."""
+def load_index(shard: Shard) -> ShardIndex | None:
+    """The saved index if it still describes the shard, which is refused if it changed; None where there is none.
+
+    That of a shard in an object store is believed: each range that is read is compared with it.
+    """
     index = read_index(shard)
-    if index is None:
-        return None
+    if index is None or isinstance(shard, RemoteShard):
+        return index
     stat = _stat(shard)
     if stat == (index.shard_bytes, index.shard_mtime_ns):
         return index
@@ -137,10 +147,11 @@ def load_index(shard: Path) -> ShardIndex | None:
     return index
 
 
-def build_index(shard: Path, report: Callable[[DataError], None] | None = None) -> ShardIndex:
+def build_index(shard: Shard, report: Callable[[DataError], None] | None = None) -> ShardIndex:
     """Read the whole shard once. The first fault is raised; with `report` every fault is handed to it instead."""
-    shard_bytes, mtime_ns = _stat(shard)
+    mtime_ns = 0 if isinstance(shard, RemoteShard) else _stat(shard)[1]
     with open_shard(shard) as data:
+        shard_bytes = len(data)
         walk = walk_members(data, shard)
         members = list(walk if report is None else _until_fault(walk, report))
         groups = list(group_samples(members, shard, report))
@@ -173,11 +184,16 @@ def build_index(shard: Path, report: Callable[[DataError], None] | None = None) 
 
 
 def save_index(index: ShardIndex) -> None:
-    """Write the index beside its shard; in a folder that cannot be written it stays in memory, with one warning."""
+    """Write the index beside its shard, or into the cache of a shard in an object store; in a folder that cannot be
+    written it stays in memory, with one warning."""
     header = IndexHeader(index.shard_bytes, index.shard_mtime_ns, index.extensions, index.ignored)
     arrays = {name: value for name, value in vars(index).items() if isinstance(value, np.ndarray)}
+    content = encode_index(header, arrays | vars(index.facts))
+    if isinstance(index.shard, RemoteShard):
+        keep_index(index.shard, content)
+        return
     try:
-        write_index_file(index_path(index.shard), header, arrays | vars(index.facts))
+        write_whole(index_path(index.shard), content)
     except OSError as error:
         _warn_unsaved(index.shard.parent, error.strerror)
 
@@ -191,7 +207,7 @@ def changed_samples(index: ShardIndex) -> Iterator[int]:
                 yield ordinal
 
 
-def _from_file(shard: Path, header: IndexHeader, arrays: Mapping[str, Array]) -> ShardIndex:
+def _from_file(shard: Shard, header: IndexHeader, arrays: Mapping[str, Array]) -> ShardIndex:
     def int64(name: str) -> NDArray[np.int64]:
         return arrays[name].astype(np.int64, copy=False)
 

@@ -20,10 +20,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.collate import BatchRows
-from data_pipeline.config import DataConfig
-from data_pipeline.mixture import Mixture, mixture_of
-from data_pipeline.order import sample_numbers, substitute
+from data_pipeline.config import CacheConfig, DataConfig
+from data_pipeline.digest import joined, row_marks, shard_mark
+from data_pipeline.prefetch import fetching_ahead
 from data_pipeline.reader import Place, SampleReader, Source, open_sources
+from data_pipeline.sample_order import SampleOrder, data_step, order_of
 from mmpretrain.core.errors import DataError, MMPretrainError, SampleError
 from mmpretrain.core.ranks import BatchPlan
 from mmpretrain.core.seeding import generator, key_of, row_key, sample_key
@@ -32,7 +33,7 @@ from mmpretrain.core.types import Array, Batch, Codec, Skip, TensorDict
 MAX_ATTEMPTS = 32
 """Substitutes tried for one position; more in a row mean that a source is broken, not a sample."""
 
-Wire = tuple[TensorDict, tuple[str, ...], tuple[Skip, ...]]
+Wire = tuple[TensorDict, tuple[str, ...], tuple[Skip, ...], int]
 """A batch as it comes from a worker: plain containers, which PyTorch can pin."""
 
 
@@ -44,16 +45,10 @@ def build_loader(
     Indexes shards that have no index, so let one rank build first where shards are new.
     """
     patterns = {name: source.shards for name, source in config.train.sources.items()}
-    sources = open_sources(patterns, codecs, wants_all=True)
-    changes = [(change.from_sample, change.weights) for change in config.train.changes]
-    rows = RowMaker(
-        reader=SampleReader(sources),
-        mixture=mixture_of(config.train.weights, changes),
-        codecs=dict(codecs),
-        seed=seed,
-        verify_checksums=config.verify_checksums,
-    )
-    return Loader(MicroBatches(rows, plan, steps), start_step, config.workers, config.prefetch)
+    sources = open_sources(patterns, codecs, wants_all=True, cache=config.cache)
+    order = order_of(config.train, sources, seed)
+    rows = RowMaker(SampleReader(sources), order, dict(codecs), config.verify_checksums)
+    return Loader(MicroBatches(rows, plan, steps), start_step, config.workers, config.prefetch, config.cache)
 
 
 @dataclass(frozen=True)
@@ -61,58 +56,55 @@ class RowMaker:
     """The row at any global position."""
 
     reader: SampleReader
-    mixture: Mixture
+    order: SampleOrder
     codecs: dict[str, Codec]
-    seed: int
     verify_checksums: bool
 
     def batch(self, positions: range) -> Wire:
         """The rows at these positions."""
-        places = self.mixture.assign(np.array(positions))
-        samples = self._samples(*places)
-        rows, keys, skips = BatchRows(self.codecs, len(positions)), list[str](), list[Skip]()
-        for row, (position, source, sample) in enumerate(zip(positions, places[0].tolist(), samples, strict=True)):
-            key, decoded = self._row(position, source, sample, skips)
+        sources, samples = self.order.samples_at(np.array(positions))
+        rows, places, skips = BatchRows(self.codecs, len(positions)), list[Place](), list[Skip]()
+        for row, (position, source, sample) in enumerate(
+            zip(positions, sources.tolist(), samples.tolist(), strict=True)
+        ):
+            place, decoded = self._row(position, source, sample, skips)
             rows.put(row, decoded)
-            keys.append(key)
-        return self._facts(positions, keys) | rows.tensors(len(positions)), tuple(keys), tuple(skips)
+            places.append(place)
+        keys = tuple(place.full_key for place in places)
+        tensors = self._facts(positions, keys) | rows.tensors(len(positions))
+        return tensors, keys, tuple(skips), _digest(positions, places)
 
-    def _samples(self, sources: Array, draws: Array) -> list[int]:
-        samples = np.empty(len(draws), np.int64)
-        for number in np.unique(sources).tolist():
-            source, rows = self.reader.sources[number], sources == number
-            samples[rows] = sample_numbers(draws[rows], source.num_samples, self._key(source))
-        return samples.tolist()
-
-    def _row(self, position: int, number: int, sample: int, skips: list[Skip]) -> tuple[str, dict[str, Array]]:
-        """The key and fields at a position; unusable samples are noted and replaced by others of their source."""
-        source = self.reader.sources[number]
-        key = key_of(self._key(source), "substitute")
+    def _row(self, position: int, number: int, sample: int, skips: list[Skip]) -> tuple[Place, dict[str, Array]]:
+        """The place and fields at a position; unusable samples are noted and replaced by others of their source."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             place = self.reader.find(number, sample)
             try:
-                return place.full_key, self._decode(place, position)
+                return place, self._decode(place, position)
             except SampleError as error:
-                skips.append(Skip(source.name, place.shard, place.ordinal, place.key, position, str(error)))
-            sample = substitute(position, attempt, source.num_samples, key)
+                skips.append(Skip(place.source, place.shard, place.ordinal, place.key, position, str(error)))
+            sample = self.order.replacement(number, position, attempt)
         raise DataError(
-            f"source {source.name}: {MAX_ATTEMPTS} samples drawn for one row cannot be used; the last is "
+            f"source {place.source}: {MAX_ATTEMPTS} samples drawn for one row cannot be used; the last is "
             f"{skips[-1].key} in {skips[-1].shard}: {skips[-1].reason}; look at the shards with `mmpretrain data check`"
         )
 
     def _decode(self, place: Place, position: int) -> dict[str, Array]:
         members = place.read(self.verify_checksums).members
-        draw = row_key(self.seed, position)
+        draw = row_key(self.order.seed, position)
         return decode(self.codecs, members, {name: generator(key_of(draw, name)) for name in self.codecs})
 
     def _facts(self, positions: range, keys: Sequence[str]) -> TensorDict:
         """What is known of rows beside their fields."""
-        draws = [row_key(self.seed, position) for position in positions]
+        draws = [row_key(self.order.seed, position) for position in positions]
         samples = torch.tensor([sample_key(key) for key in keys])
         return {"position": torch.tensor(positions), "draw": torch.tensor(draws), "sample": samples}
 
-    def _key(self, source: Source) -> int:
-        return key_of(self.seed, "source", source.name)
+
+def _digest(positions: range, places: Sequence[Place]) -> int:
+    """Of what was really read for these positions."""
+    marks = np.array([shard_mark(place.source, place.shard_name) for place in places], np.uint64)
+    ordinals = np.array([place.ordinal for place in places], np.int64)
+    return joined(row_marks(np.array(positions), marks, ordinals).tolist())
 
 
 def decode(
@@ -150,29 +142,40 @@ class Loader:
     start_step: int
     workers: int
     prefetch: int
+    cache: CacheConfig
     passed_over: tuple[tuple[int, int], ...] = ()
     """(step, n): before step `step` (from 0) the data of n steps is left out."""
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        accumulation = self.micro_batches.plan.accumulation
+        plan = self.micro_batches.plan
+        steps = range(self.start_step, self.micro_batches.steps)
         batches = _batches(self._data_loader())
-        for _ in range(self.start_step, self.micro_batches.steps):
-            yield [next(batches) for _ in range(accumulation)]
+        with fetching_ahead(
+            self.micro_batches.rows, map(self._positions, steps), plan.global_batch, self.cache
+        ) as step_done:
+            for _ in steps:
+                yield [next(batches) for _ in range(plan.accumulation)]
+                step_done()
 
     def from_step(self, step: int, passed_over: Sequence[tuple[int, int]] = ()) -> "Loader":
         """The same stream from another step on, with what is passed over."""
         return replace(self, start_step=step, passed_over=tuple(passed_over))
 
     @property
+    def order(self) -> SampleOrder:
+        """What the loader reads, as arithmetic."""
+        return self.micro_batches.rows.order
+
+    @property
     def sources(self) -> tuple[Source, ...]:
-        return self.micro_batches.rows.reader.sources
+        return self.order.sources
 
     @property
     def uneven_slots(self) -> int | None:
         """Length of a slot pattern that micro-batches do not hold whole, so that they differ by a row in what they hold
         of each source; None where all hold the same."""
         micro = self.micro_batches.plan.micro
-        for phase in self.micro_batches.rows.mixture.phases:
+        for phase in self.order.mixture.phases:
             if micro % phase.pattern.num_slots or phase.from_position % micro:
                 return phase.pattern.num_slots
         return None
@@ -184,20 +187,23 @@ class Loader:
         sources = [
             (source.name, [shard.name for shard in source.shards], source.ends.tolist()) for source in self.sources
         ]
-        phases = [(phase.from_position, phase.pattern.per_period.tolist()) for phase in rows.mixture.phases]
-        return hashlib.sha256(repr((rows.seed, sources, phases)).encode()).hexdigest()[:16]
+        phases = [(phase.from_position, phase.pattern.per_period.tolist()) for phase in rows.order.mixture.phases]
+        return hashlib.sha256(repr((rows.order.seed, sources, phases)).encode()).hexdigest()[:16]
 
     def _data_loader(self) -> DataLoader[Wire | MMPretrainError]:
         accumulation = self.micro_batches.plan.accumulation
         numbers = [
-            self._data_step(step) * accumulation + index
+            data_step(step, self.passed_over) * accumulation + index
             for step in range(self.start_step, self.micro_batches.steps)
             for index in range(accumulation)
         ]
         return data_loader(self.micro_batches, numbers, self.workers, self.prefetch)
 
-    def _data_step(self, step: int) -> int:
-        return step + sum(count for before, count in self.passed_over if before <= step)
+    def _positions(self, step: int) -> range:
+        """What this rank reads for a step."""
+        plan = self.micro_batches.plan
+        first = plan.micro_positions(data_step(step, self.passed_over), 0).start
+        return range(first, first + plan.rows)
 
 
 def data_loader(
@@ -230,8 +236,8 @@ def _batches(loader: DataLoader[Wire | MMPretrainError]) -> Iterator[Batch]:
         for item in items:
             if isinstance(item, MMPretrainError):
                 raise item
-            tensors, keys, skips = item
-            yield Batch(tensors, tuple(keys), tuple(skips))
+            tensors, keys, skips, digest = item
+            yield Batch(tensors, tuple(keys), tuple(skips), digest)
     finally:
         del items  # ends the workers at once, though a traceback may hold this frame
 

@@ -106,6 +106,11 @@ class Mixture:
 
     phases: tuple[Phase, ...]
 
+    def drawn_before(self, position: int) -> Int64s:
+        """[sources] Draws of each source at all positions before this one."""
+        phase = max((one for one in self.phases if one.from_position <= position), key=lambda one: one.from_position)
+        return phase.drawn + phase.pattern.counts(position - phase.from_position)
+
     def assign(self, positions: ArrayLike) -> tuple[Int64s, Int64s]:
         """(source, draw) of each global position; draws of a source count on through all phases."""
         wanted = np.atleast_1d(np.asarray(positions, np.int64))

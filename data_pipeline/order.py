@@ -38,13 +38,13 @@ def sample_numbers(
     if num_samples <= 0:
         raise DataError("a source has no samples; check that its shards hold what the codecs read")
     epochs, places = np.divmod(np.atleast_1d(np.asarray(draws, dtype=np.int64)), num_samples)
-    epoch_keys = _mix64(np.uint64(key) ^ _mix64(epochs.astype(np.uint64)))
+    epoch_keys = mix64(np.uint64(key) ^ mix64(epochs.astype(np.uint64)))
 
     # Chunks stand in slots. The last chunk may be short; it has a slot of its own choice, the others are permuted.
     full_chunks, tail = divmod(num_samples, chunk_samples)
     num_slots = full_chunks + (tail > 0)
     shortage = chunk_samples - tail if tail else 0
-    tail_slot = _remainder(_mix64(epoch_keys + np.uint64(1)), num_slots) if tail else np.full_like(places, num_slots)
+    tail_slot = _remainder(mix64(epoch_keys + np.uint64(1)), num_slots) if tail else np.full_like(places, num_slots)
 
     # Windows share the slots evenly, so that none is small and badly mixed.
     num_windows = max(1, round(num_slots / window_chunks))
@@ -55,7 +55,7 @@ def sample_numbers(
     start = first * chunk_samples - shortage * (tail_slot < first)
     size = (end - first) * chunk_samples - shortage * holds_tail
 
-    window_keys = _mix64(epoch_keys ^ _mix64(windows.astype(np.uint64) + np.uint64(2)))
+    window_keys = mix64(epoch_keys ^ mix64(windows.astype(np.uint64) + np.uint64(2)))
     inside = permute(places - start, size, window_keys)
     inside += shortage * (holds_tail & (inside >= (tail_slot - first) * chunk_samples + tail))
     slots, offsets = first + inside // chunk_samples, inside % chunk_samples
@@ -69,14 +69,14 @@ def sample_numbers(
 def locate(samples: Int64s, shard_ends: Int64s) -> tuple[Int64s, Int64s]:
     """(shard, ordinal) of each sample number; shard_ends holds the cumulative number of samples of the shards."""
     shards = np.searchsorted(shard_ends, samples, side="right").astype(np.int64)
-    begins = np.concatenate((np.zeros(1, dtype=np.int64), shard_ends))[shards]
+    begins = np.where(shards > 0, shard_ends[np.maximum(shards, 1) - 1], 0)
     return shards, samples - begins
 
 
 def substitute(position: int, attempt: int, num_samples: int, key: int) -> int:
     """The sample number that replaces an unusable one at a position; attempts count from 1."""
     words = np.array([position, attempt], dtype=np.uint64)
-    mixed = _mix64(np.uint64(key) ^ _mix64(words[:1] ^ _mix64(_mix64(words[1:]))))
+    mixed = mix64(np.uint64(key) ^ mix64(words[:1] ^ mix64(mix64(words[1:]))))
     return int(_remainder(mixed, num_samples)[0])
 
 
@@ -102,14 +102,14 @@ def _feistel(values: UInt64s, bits: UInt64s, keys: UInt64s) -> UInt64s:
     for number in range(_ROUNDS):
         keys = keys + _GOLDEN
         if number % 2 == 0:
-            high = high ^ (_mix64(low ^ keys) & high_mask)
+            high = high ^ (mix64(low ^ keys) & high_mask)
         else:
-            low = low ^ (_mix64(high ^ keys) & low_mask)
+            low = low ^ (mix64(high ^ keys) & low_mask)
     joined: UInt64s = (high << low_bits) | low
     return joined
 
 
-def _mix64(values: UInt64s) -> UInt64s:
+def mix64(values: UInt64s) -> UInt64s:
     """`core.seeding.mix64` on arrays."""
     values = values + _GOLDEN
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

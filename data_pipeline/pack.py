@@ -20,15 +20,20 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
+from data_pipeline.collection import contents_of, save_collection
+from data_pipeline.index import load_or_build_index
 from data_pipeline.pack_sources import Dropped, PackEntry, plan_entries, read_captions
 from data_pipeline.parallel import run_parallel
 from data_pipeline.part import Part
+from data_pipeline.resize import Resize, shrink
 from data_pipeline.shard_writer import finish_shard, shard_paths, write_unfinished
 from data_pipeline.sniff import usable_extension
 from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 
 MANIFEST = "manifest.json"
 REPORT = "pack-report.jsonl"
@@ -47,6 +52,8 @@ class PackSummary:
     """Files of the folder that the table does not name."""
     joined: int = 0
     """Files of further folders."""
+    smaller: int = 0
+    """Images whose shorter side was below that of `--resize` and that stand as they were."""
 
 
 @dataclass(frozen=True)
@@ -69,48 +76,64 @@ def pack(
     max_bad: float = 0.05,
     join: Sequence[Path] | None = None,
     part: Part | None = None,
+    resize: int | None = None,
+    quality: int = 90,
 ) -> PackSummary | None:
     """Pack and index; an interrupted packing goes on when it is called again with the same options.
 
     With a `part`, its shards alone are written and there is no summary; a last call without one joins all parts.
 
-    Files of the folders `join` go to the sample of the same name, whatever their suffix.
+    Files of the folders `join` go to the sample of the same name, whatever their suffix. With `resize`, images whose
+    shorter side is longer become JPEGs of that size and `quality`; their .json keeps the `original_size`.
 
     Files that cannot be used are dropped and listed in `pack-report.jsonl`; past the fraction `max_bad` of the files
     that the table names that is a DataError.
     """
     further = tuple(join or ())
-    _check_options((folder, *further), samples_per_shard, max_bad)
+    _check_options((folder, *further), samples_per_shard, max_bad, resize, quality)
+    wanted = None if resize is None else Resize(resize, quality)
     table = read_captions(captions, image_column, caption_column)
     entries, absent = plan_entries(folder, table, further)
     _check_share(absent, len(table), max_bad, captions)
     plan = {"samples_per_shard": samples_per_shard, "candidates": len(entries), "sha256": _fingerprint(folder, entries)}
+    plan |= {"resize": resize, "quality": None if resize is None else quality}
     _open_packing(out, plan)
     shards = _divide(entries, out, samples_per_shard)
     if part is not None:
-        _write_missing(part.take(shards), folder, out / _PART_REPORT.format(part.number, part.of), workers)
+        _write_missing(part.take(shards), folder, wanted, out / _PART_REPORT.format(part.number, part.of), workers)
         return None
     _gather_part_reports(out)
-    broken = _write_missing(shards, folder, out / REPORT, workers)
+    broken = _write_missing(shards, folder, wanted, out / REPORT, workers)
     dropped = sorted([*absent, *broken], key=lambda row: row.path)
     _write_rows(out / REPORT, dropped)
     lost = {row.path for row in broken}
     packed = [entry for entry in entries if entry.path not in lost]
+    standing = [shard.path for shard in shards if shard.path.exists()]
+    save_collection(out, {path.name: contents_of(load_or_build_index(path)) for path in standing})
     summary = PackSummary(
-        shards=sum(shard.path.exists() for shard in shards),
+        shards=len(standing),
         samples=len(packed),
         captions=sum(len(entry.captions) for entry in packed),
         dropped=len(dropped),
         unlisted=_count_unlisted(folder, out, table),
         joined=sum(len(entry.joined) for entry in packed),
+        smaller=0 if resize is None else sum(_count_smaller(path, resize) for path in standing),
     )
     _check_share(dropped, len(table), max_bad, captions)
-    _write_manifest(out, plan, summary)
+    _write_manifest(out, plan, summary, [path.name for path in standing])
     _say(summary, out, len(further))
     return summary
 
 
-def _check_options(folders: Iterable[Path], samples_per_shard: int, max_bad: float) -> None:
+def _count_smaller(shard: Path, shorter: int) -> int:
+    facts = load_or_build_index(shard).facts
+    sides = np.minimum(facts.width, facts.height)
+    return int(((sides > 0) & (sides < shorter)).sum())
+
+
+def _check_options(
+    folders: Iterable[Path], samples_per_shard: int, max_bad: float, resize: int | None, quality: int
+) -> None:
     for folder in folders:
         if not folder.is_dir():
             raise DataError(f"media folder {folder} does not exist")
@@ -118,6 +141,10 @@ def _check_options(folders: Iterable[Path], samples_per_shard: int, max_bad: flo
         raise ConfigError(f"--samples-per-shard is {samples_per_shard}; give at least 1")
     if not 0 <= max_bad <= 1:
         raise ConfigError(f"--max-bad is {max_bad}; give a fraction from 0 to 1")
+    if resize is not None and resize < 1:
+        raise ConfigError(f"--resize is {resize}; give the pixels of the shorter side, e.g. 256")
+    if not 1 <= quality <= 95:
+        raise ConfigError(f"--quality is {quality}; give 1 to 95, what a JPEG takes")
 
 
 def _check_share(dropped: list[Dropped], total: int, max_bad: float, table: Path) -> None:
@@ -157,8 +184,9 @@ def _open_packing(out: Path, plan: dict[str, object]) -> None:
     _write_manifest(out, plan, None)
 
 
-def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None) -> None:
-    content = {"plan": plan, "complete": summary is not None} | (asdict(summary) if summary else {})
+def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None, names: Sequence[str] = ()) -> None:
+    """`names` are those of the shards, which a server without listings cannot tell otherwise."""
+    content = {"plan": plan, "complete": summary is not None} | (asdict(summary) if summary else {}) | {"names": names}
     unfinished = out / f".{MANIFEST}.{uuid.uuid4().hex}"  # parts write it at the same time
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     unfinished.replace(out / MANIFEST)
@@ -182,7 +210,9 @@ def _gather_part_reports(out: Path) -> None:
         report.unlink()
 
 
-def _write_missing(shards: list[_Shard], folder: Path, report: Path, workers: int | None) -> list[Dropped]:
+def _write_missing(
+    shards: list[_Shard], folder: Path, resize: Resize | None, report: Path, workers: int | None
+) -> list[Dropped]:
     """Write the shards that do not stand yet; what was dropped from all of them.
 
     A shard counts as standing once its own drops are on disk: they are appended first, its tar is renamed after.
@@ -199,34 +229,37 @@ def _write_missing(shards: list[_Shard], folder: Path, report: Path, workers: in
             finish_shard(shard.path)
 
     missing = [shard for shard in shards if not shard.path.exists()]
-    run_parallel(partial(_write_shard, folder), missing, workers, "packing", settle)
+    run_parallel(partial(_write_shard, folder, resize), missing, workers, "packing", settle)
     return broken
 
 
-def _write_shard(folder: Path, shard: _Shard) -> _Shard:
+def _write_shard(folder: Path, resize: Resize | None, shard: _Shard) -> _Shard:
     dropped: list[Dropped] = []
-    write_unfinished(shard.path, _usable_samples(folder, shard.entries, dropped))
+    write_unfinished(shard.path, _usable_samples(folder, resize, shard.entries, dropped))
     return replace(shard, dropped=tuple(dropped))
 
 
 def _usable_samples(
-    folder: Path, entries: Iterable[PackEntry], dropped: list[Dropped]
+    folder: Path, resize: Resize | None, entries: Iterable[PackEntry], dropped: list[Dropped]
 ) -> Iterator[dict[str, str | bytes]]:
     for entry in entries:
         try:
-            yield _sample(folder, entry)
+            yield _sample(folder, resize, entry)
         except SampleError as error:
             dropped.append(Dropped(entry.path, str(error)))
 
 
-def _sample(folder: Path, entry: PackEntry) -> dict[str, str | bytes]:
+def _sample(folder: Path, resize: Resize | None, entry: PackEntry) -> dict[str, str | bytes]:
     media: dict[str, bytes] = {}
+    described: dict[str, object] = {"captions": entry.captions, "file": entry.path}
     for path in (folder / entry.path, *entry.joined):
         extension, content = _media(path)
+        if resize is not None and extension in IMAGE_EXTENSIONS and (resized := shrink(content, resize)):
+            extension, content = "jpg", resized.content
+            described["original_size"] = [resized.width, resized.height]
         if extension in media:
             raise SampleError(f"two of its files hold {extension}, and a sample has one of each: {path.name} is one")
         media[extension] = content
-    described = {"captions": entry.captions, "file": entry.path}
     return {
         "__key__": entry.key,
         **media,
@@ -273,6 +306,8 @@ def _say(summary: PackSummary, out: Path, num_further: int) -> None:
             text += f", {lacking} are lacking"
     if summary.dropped:
         text += f"; dropped {summary.dropped} files, listed in {out / REPORT}"
+    if summary.smaller:
+        text += f"; {summary.smaller} images were smaller than --resize and stand as they were"
     if summary.unlisted:
         text += f"; {summary.unlisted} files of the folder are not in the table"
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from data_pipeline.index import ShardIndex, load_or_build_index
+from data_pipeline.reader import read_members
 from data_pipeline.shards import resolve_shards
-from data_pipeline.tar import open_shard
 from mmpretrain.core.captions import captions_of
 from mmpretrain.core.contact_sheet import TILE, Tile, draw_sheet, fitted, text_tile
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
@@ -40,9 +40,7 @@ def _tiles(indexes: list[ShardIndex], samples: int) -> Iterator[Tile]:
     picks = np.linspace(0, len(chosen) - 1, min(samples, len(chosen))).round().astype(int)
     for pick in picks.tolist():
         index, ordinal = chosen[pick]
-        offset, length = index.sample_range(ordinal)
-        with open_shard(index.shard) as data:
-            members = index.slice_members(ordinal, data[offset : offset + length])
+        members = read_members(index, ordinal)
         heading = f"{index.shard.name} {index.key(ordinal)}"
         try:
             captions = captions_of(members)

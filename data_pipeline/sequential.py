@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline.collate import BatchRows
+from data_pipeline.config import CacheConfig
 from data_pipeline.loader import decode
 from data_pipeline.order import locate
 from data_pipeline.reader import Place, SampleReader, open_sources
@@ -38,12 +39,13 @@ def iterate_all(
     batch_rows: int,
     world: World,
     max_samples: int | None = None,
+    cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
 ) -> Iterator[SampleRows]:
     """This rank's contiguous part of all samples, at most `batch_rows` at a time; each stands on exactly one rank.
 
     `patterns` maps source names to shards. Parts differ by at most one sample, and by those that are left out.
     """
-    reader = SampleReader(open_sources(patterns, codecs))
+    reader = SampleReader(open_sources(patterns, codecs, cache=cache))
     ends = np.cumsum([source.num_samples for source in reader.sources], dtype=np.int64)
     total = int(ends[-1]) if max_samples is None else min(max_samples, int(ends[-1]))
     mine = range(total * world.rank // world.size, total * (world.rank + 1) // world.size)

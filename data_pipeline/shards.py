@@ -1,13 +1,20 @@
-"""Which shards a list of folders, globs and brace ranges names.
+"""Which shards a list of folders, globs, brace ranges and addresses names.
 
-Enter: patterns from a config or a command line. Leave: existing local tars, sorted within each pattern. Refused:
-`pipe:` and remote shards, patterns that match nothing, a range with holes, a shard named twice.
+Enter: patterns from a config or a command line. Leave: existing local tars, sorted within each pattern, and tars in
+object stores. Refused: `pipe:`, patterns that match nothing, a local range with holes, a shard named twice.
 """
 
+import functools
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.collection import Collection
+from data_pipeline.config import CacheConfig
+from data_pipeline.remote import RemoteShard, Shard
+from data_pipeline.shard_lists import find_remote
+from data_pipeline.stores import SCHEMES, scheme_of
 from mmpretrain.core.errors import DataError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
@@ -15,19 +22,64 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _HOW_TO_MAKE = "make shards with `mmpretrain data pack FOLDER --captions FILE --out DIR`"
 
 
-def resolve_shards(patterns: Iterable[str]) -> list[Path]:
+@dataclass(frozen=True)
+class Found:
+    """Shards in a fixed order."""
+
+    shards: tuple[Shard, ...]
+    collections: dict[str, Collection]
+    """Folder -> what its collection file says, where finding the shards had to read it."""
+
+
+def resolve_shards(patterns: Iterable[str], cache: CacheConfig = CacheConfig()) -> list[Shard]:  # noqa: B008 - frozen
     """The shards in a fixed order: as the patterns stand, and by name within a pattern."""
-    shards = [shard for pattern in patterns for shard in _resolve(pattern)]
+    return list(find_shards(patterns, cache).shards)
+
+
+def find_shards(patterns: Iterable[str], cache: CacheConfig = CacheConfig()) -> Found:  # noqa: B008 - frozen
+    """The same with what was learned on the way."""
+    shards: list[Shard] = []
+    collections: dict[str, Collection] = {}
+    for pattern in patterns:
+        if scheme_of(pattern) is None:
+            shards += _resolve(pattern)
+        else:
+            for address in _expand(pattern):
+                remote, known = find_remote(address, cache)
+                shards += remote
+                collections |= known
     if not shards:
         raise DataError(f"no shards are named; list folders, globs or tars under `shards:`, or {_HOW_TO_MAKE}")
-    seen: set[Path] = set()
+    _refuse_repeats(shards)
+    return Found(tuple(shards), collections)
+
+
+def shard_at(name: str) -> Shard:
+    """The shard that `str` of it names."""
+    return Path(name) if scheme_of(name) is None else RemoteShard(name)
+
+
+def _refuse_repeats(shards: Iterable[Shard]) -> None:
+    seen: set[str] = set()
     for shard in shards:
-        if shard.resolve() in seen:
+        place = whole_name(shard)
+        if place in seen:
             raise DataError(
                 f"shard {shard} is named twice; name it once, and use the source's `weight` to see it more often"
             )
-        seen.add(shard.resolve())
-    return shards
+        seen.add(place)
+
+
+def whole_name(shard: Shard) -> str:
+    """The same for all names of one file: an absolute path without links, or the address."""
+    if isinstance(shard, RemoteShard):
+        return shard.url
+    return str(shard.resolve()) if shard.is_symlink() else f"{_resolved(shard.parent.absolute())}/{shard.name}"
+
+
+@functools.cache
+def _resolved(folder: Path) -> Path:
+    return folder.resolve()
 
 
 def _resolve(pattern: str) -> list[Path]:
@@ -56,8 +108,8 @@ def _refuse_scheme(pattern: str) -> None:
             f"copy the shards to a local or mounted folder and name that"
         )
     raise DataError(
-        f"shards {pattern!r}: remote shards ({scheme.group(1)}:) are not supported yet by the indexed reader; "
-        f"copy them to a local or mounted folder and name that"
+        f"shards {pattern!r}: {scheme.group(1)}: is not read; known are local paths and "
+        f"{', '.join(f'{name}://' for name in SCHEMES)}"
     )
 
 

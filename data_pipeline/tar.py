@@ -6,12 +6,14 @@ climb out, links, devices, pickles, samples whose members stand apart. `tarfile`
 """
 
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
+from data_pipeline.remote import RemoteShard, Shard, downloaded
 from mmpretrain.core.errors import DataError
 
 BLOCK = 512
@@ -73,25 +75,41 @@ class SampleGroup:
 
 
 @contextmanager
-def open_shard(shard: Path) -> Iterator[memoryview]:
-    """The bytes of a shard, mapped and not read; a missing or empty file is a DataError."""
-    try:
-        size = shard.stat().st_size
-    except FileNotFoundError as error:
-        raise DataError(f"shard {shard} does not exist; check the path, or fetch it again") from error
-    if not shard.is_file():
-        raise DataError(f"shard {shard} is not a file; name a .tar, or a folder of them in `shards:`")
-    if size == 0:
-        raise DataError(f"shard {shard} is empty (0 bytes); its copy or its writer was cut off: make it again")
+def open_shard(shard: Shard) -> Iterator[memoryview]:
+    """The bytes of a shard, mapped and not read; one in an object store is fetched whole. A missing or empty file is a
+    DataError."""
     with (
-        shard.open("rb") as file,
+        _opened(shard) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as view,
     ):
         yield view
 
 
-def walk_members(data: memoryview, shard: Path) -> Iterator[Member]:
+@contextmanager
+def _opened(shard: Shard) -> Iterator[IO[bytes]]:
+    if isinstance(shard, RemoteShard):
+        with downloaded(shard) as file:
+            _refuse_empty(shard, os.fstat(file.fileno()).st_size)
+            yield file
+        return
+    try:
+        size = shard.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"shard {shard} does not exist; check the path, or fetch it again") from error
+    if not shard.is_file():
+        raise DataError(f"shard {shard} is not a file; name a .tar, or a folder of them in `shards:`")
+    _refuse_empty(shard, size)
+    with shard.open("rb") as file:
+        yield file
+
+
+def _refuse_empty(shard: Shard, size: int) -> None:
+    if size == 0:
+        raise DataError(f"shard {shard} is empty (0 bytes); its copy or its writer was cut off: make it again")
+
+
+def walk_members(data: memoryview, shard: Shard) -> Iterator[Member]:
     """Every regular file of the tar in order; the first fault raises DataError with its byte."""
     start = position = 0
     extended = dict[str, str]()  # what pax or GNU headers say of the member behind them
@@ -129,7 +147,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def group_samples(
-    members: Iterable[Member], shard: Path, report: Callable[[DataError], None] | None = None
+    members: Iterable[Member], shard: Shard, report: Callable[[DataError], None] | None = None
 ) -> Iterator[SampleGroup]:
     """Group neighbours of one key. A fault is raised, or handed to `report` and its member left out."""
     report = report or _raise
@@ -173,7 +191,7 @@ def _raise(error: DataError) -> None:
     raise error
 
 
-def _fault(shard: Path, position: int, what: str) -> DataError:
+def _fault(shard: Shard, position: int, what: str) -> DataError:
     return DataError(f"{shard}: at byte {position}: {what}")
 
 
@@ -181,7 +199,7 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _next_header(data: memoryview, position: int, shard: Path) -> bytes | None:
+def _next_header(data: memoryview, position: int, shard: Shard) -> bytes | None:
     """The 512 bytes at `position`, their checksum verified; None at the end of the archive."""
     header = bytes(data[position : position + BLOCK])
     if len(header) < BLOCK:
@@ -193,7 +211,7 @@ def _next_header(data: memoryview, position: int, shard: Path) -> bytes | None:
     return header
 
 
-def _member_size(header: bytes, extended: dict[str, str], shard: Path, position: int) -> int:
+def _member_size(header: bytes, extended: dict[str, str], shard: Shard, position: int) -> int:
     if header[156:157] in _WITHOUT_CONTENT:
         return 0
     if "size" not in extended or header[156:157] in _ABOUT_OTHERS:
@@ -203,7 +221,7 @@ def _member_size(header: bytes, extended: dict[str, str], shard: Path, position:
     return int(extended["size"])
 
 
-def _check_sum(header: bytes, shard: Path, position: int) -> None:
+def _check_sum(header: bytes, shard: Shard, position: int) -> None:
     stored = _number(header[148:156], shard, position)
     seen = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if stored != seen:
@@ -215,7 +233,7 @@ def _check_sum(header: bytes, shard: Path, position: int) -> None:
         )
 
 
-def _check_tail(data: memoryview, position: int, shard: Path) -> None:
+def _check_tail(data: memoryview, position: int, shard: Shard) -> None:
     zeros = 0
     for at in range(position, len(data), 1 << 20):
         part = bytes(data[at : at + (1 << 20)])
@@ -230,7 +248,7 @@ def _check_tail(data: memoryview, position: int, shard: Path) -> None:
         raise _fault(shard, position, f"{zeros} bytes of zeros up to the end: the copy of this file never finished")
 
 
-def _number(field: bytes, shard: Path, position: int) -> int:
+def _number(field: bytes, shard: Shard, position: int) -> int:
     if field[0] & 0x80:  # GNU base 256, for sizes past 8 GiB
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.strip(b" \0")
@@ -240,20 +258,20 @@ def _number(field: bytes, shard: Path, position: int) -> int:
         raise _fault(shard, position, f"this is no tar header, or a damaged one: {digits!r} is not octal") from error
 
 
-def _header_name(header: bytes, shard: Path, position: int) -> str:
+def _header_name(header: bytes, shard: Shard, position: int) -> str:
     name = _text(header[:100].split(b"\0", 1)[0], shard, position)
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     return f"{_text(prefix, shard, position)}/{name}" if prefix else name
 
 
-def _text(raw: bytes, shard: Path, position: int) -> str:
+def _text(raw: bytes, shard: Shard, position: int) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise _fault(shard, position, f"the member name {raw!r} is not UTF-8; rename it") from error
 
 
-def _pax_fields(raw: bytes, shard: Path, position: int) -> dict[str, str]:
+def _pax_fields(raw: bytes, shard: Shard, position: int) -> dict[str, str]:
     """Records are "<length> <name>=<value>\\n", the length counting itself."""
     fields: dict[str, str] = {}
     at = 0
@@ -270,7 +288,7 @@ def _pax_fields(raw: bytes, shard: Path, position: int) -> dict[str, str]:
     return fields
 
 
-def _refuse_unsafe(name: str, shard: Path, position: int) -> None:
+def _refuse_unsafe(name: str, shard: Shard, position: int) -> None:
     if name.startswith("/") or "\0" in name:
         raise _fault(shard, position, f"member {name!r} has an absolute name; such a shard is refused")
     if ".." in name.split("/"):

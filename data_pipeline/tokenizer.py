@@ -9,15 +9,21 @@ pool a text at its largest id.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from data_pipeline.collection import Contents, survey
+from data_pipeline.config import CacheConfig
 from data_pipeline.holdings import in_words
 from data_pipeline.index import load_or_build_index
-from data_pipeline.shards import resolve_shards
+from data_pipeline.order import CHUNK_SAMPLES, locate
+from data_pipeline.remote import RemoteFile, RemoteShard, Shard
+from data_pipeline.shards import find_shards
 from data_pipeline.tar import open_shard
 from mmpretrain.core.captions import CAPTION_EXTENSIONS, texts_of
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
@@ -30,6 +36,8 @@ PAD, UNKNOWN, MASK, BEGIN, END = "<pad>", "<unk>", "<mask>", "<bos>", "<eos>"
 SMALLEST = len(pre_tokenizers.ByteLevel.alphabet()) + 5
 MAX_SAMPLES = 1_000_000
 """Captions of so many samples, spread evenly over the shards, are enough for a vocabulary."""
+MAX_REMOTE_CHUNKS = 64
+"""From object stores whole chunks are fetched, since captions lie among the media; so many are enough as well."""
 
 
 def train_tokenizer(
@@ -38,6 +46,7 @@ def train_tokenizer(
     out_dir: Path,
     keys: Sequence[str | None] = (None,),
     max_samples: int = MAX_SAMPLES,
+    cache: CacheConfig = CacheConfig(),  # noqa: B008 - frozen
 ) -> Path:
     """Train on the shards' texts and save in `out_dir`, which appears whole; the same texts give the same files.
 
@@ -58,7 +67,8 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    texts = _texts([Path(shard) for shard in resolve_shards(map(str, shards))], keys, max_samples)
+    found = find_shards(map(str, shards), cache)
+    texts = _texts(found.shards, survey(found.shards, found.collections), keys, max_samples)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([END])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -99,33 +109,63 @@ def tokenizer_facts(tokenizer: "PreTrainedTokenizerFast") -> TokenizerFacts:
     )
 
 
-def _texts(shards: list[Path], keys: Sequence[str | None], max_samples: int) -> Iterator[str]:
+def _texts(
+    shards: Sequence[Shard], contents: Sequence[Contents], keys: Sequence[str | None], max_samples: int
+) -> Iterator[str]:
     """Texts of at most `max_samples` samples at even distances; samples whose texts cannot be read have none."""
-    indexes = [load_or_build_index(shard) for shard in shards]
-    total = sum(index.num_samples for index in indexes)
-    stride, first, found = max(1, -(-total // max_samples)), 0, False
-    for index in indexes:
-        with open_shard(index.shard) as data:
-            for ordinal in range(-first % stride, index.num_samples, stride):
-                offset, _ = index.sample_range(ordinal)
-                members = {
-                    name: bytes(data[offset + begin : offset + begin + size])
-                    for name, begin, size in index.members(ordinal)
-                    if name in CAPTION_EXTENSIONS
-                }
-                try:
-                    texts = [text for key in keys for text in texts_of(members, key)]
-                except SampleError:
-                    continue
-                found |= bool(texts)
-                yield from texts
-        first += index.num_samples
+    found = False
+    for members in _members(shards, [one.num_samples for one in contents], max_samples):
+        try:
+            texts = [text for key in keys for text in texts_of(members, key)]
+        except SampleError:
+            continue
+        found |= bool(texts)
+        yield from texts
     if not found:
+        extensions = {name for one in contents for kind in one.kinds for name in kind.extensions}
         raise DataError(
             f"the {len(shards)} shards hold no captions to train a tokenizer from, but "
-            f"{in_words(name for index in indexes for name in index.extensions)}; name shards with .txt members, or "
-            f"one to load by data.tokenizer.path"
+            f"{in_words(extensions)}; name shards with .txt members, or one to load by data.tokenizer.path"
         )
+
+
+def _members(shards: Sequence[Shard], counts: Sequence[int], max_samples: int) -> Iterator[dict[str, bytes]]:
+    """The members that may hold texts, of samples at even distances."""
+    first, stride = 0, max(1, -(-sum(counts) // max_samples))
+    remote = [(shard, count) for shard, count in zip(shards, counts, strict=True) if isinstance(shard, RemoteShard)]
+    for shard, count in zip(shards, counts, strict=True):
+        if not isinstance(shard, RemoteShard):
+            yield from _local_members(shard, range(-first % stride, count, stride))
+        first += count
+    yield from _remote_members(remote)
+
+
+def _local_members(shard: Path, ordinals: range) -> Iterator[dict[str, bytes]]:
+    index = load_or_build_index(shard)
+    with open_shard(shard) as data:
+        for ordinal in ordinals:
+            offset, _ = index.sample_range(ordinal)
+            yield {
+                name: bytes(data[offset + begin : offset + begin + size])
+                for name, begin, size in index.members(ordinal)
+                if name in CAPTION_EXTENSIONS
+            }
+
+
+def _remote_members(shards: Sequence[tuple[RemoteShard, int]]) -> Iterator[dict[str, bytes]]:
+    """Of some chunks at even distances."""
+    ends = np.cumsum([count for _, count in shards], dtype=np.int64)
+    total = int(ends[-1]) if shards else 0
+    step = CHUNK_SAMPLES * max(1, -(-total // (CHUNK_SAMPLES * MAX_REMOTE_CHUNKS)))
+    for start in range(0, total, step):
+        numbers, ordinals = locate(np.arange(start, min(start + CHUNK_SAMPLES, total)), ends)
+        for number in np.unique(numbers).tolist():
+            shard, count = shards[number]
+            index = load_or_build_index(shard)
+            file = RemoteFile(shard, index, int(ends[number]) - count)
+            for ordinal in ordinals[numbers == number].tolist():
+                with suppress(SampleError):
+                    yield index.slice_members(ordinal, file.read(ordinal))
 
 
 def _save(tokenizer: Tokenizer, out_dir: Path) -> Path:

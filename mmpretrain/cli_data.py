@@ -51,6 +51,8 @@ def pack_command(
         list[Path] | None, typer.Option(help="Folder whose files join the sample of the same name; may be repeated.")
     ] = None,
     part: OnePart = None,
+    resize: Annotated[int | None, typer.Option(help="Longest shorter side of an image, in pixels.")] = None,
+    quality: Annotated[int, typer.Option(help="Of the JPEGs that --resize writes, 1 to 95.")] = 90,
     to: To = None,
     tasks: Tasks = None,
     cluster: ClusterFile = None,
@@ -62,11 +64,25 @@ def pack_command(
     if to is not None:
         options = {"--captions": captions, "--out": out, "--samples-per-shard": samples_per_shard, "--workers": workers}
         options |= {"--image-column": image_column, "--caption-column": caption_column, "--max-bad": max_bad}
+        options |= {"--resize": resize, "--quality": quality}
         joins = [word for one in join or () for word in ("--join", str(one))]
         _submit(["pack", str(folder), *_words(options), *joins], to, tasks, cluster, joined=True)
         return
     share = None if part is None else parse_part(part)
-    pack(folder, captions, out, samples_per_shard, workers, image_column, caption_column, max_bad, join, share)
+    pack(
+        folder,
+        captions,
+        out,
+        samples_per_shard,
+        workers,
+        image_column,
+        caption_column,
+        max_bad,
+        join,
+        share,
+        resize,
+        quality,
+    )
 
 
 @data_commands.command("index")
@@ -115,6 +131,14 @@ def stats_command(shards: Shards, workers: Workers = None) -> None:
     from data_pipeline.stats import stats
 
     stats(shards, workers)
+
+
+@data_commands.command("ledger")
+def ledger_command(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Prove from what every step consumed that no sample was lost or repeated; exits 3 naming those that were."""
+    from mmpretrain.training.accounting import prove
+
+    prove(run)
 
 
 @data_commands.command("preview")

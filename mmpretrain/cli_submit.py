@@ -117,13 +117,19 @@ def _validated(spec: JobSpec) -> JobSpec:
 def _shard_names(config: RunConfig) -> list[str]:
     """Those of the first shards that are there; what is missing is refused when shards are opened."""
     from data_pipeline.shards import resolve_shards
+    from data_pipeline.stores import scheme_of
     from mmpretrain.core.errors import DataError
 
+    local = [
+        patterns
+        for source in config.data.train.sources.values()
+        if (patterns := [pattern for pattern in source.shards if scheme_of(pattern) is None])
+    ]
     try:
-        shards = [shard for source in config.data.train.sources.values() for shard in resolve_shards(source.shards)[:1]]
+        shards = [shard for patterns in local for shard in resolve_shards(patterns)[:1]]
     except DataError:
         return []
-    return [str(shard.resolve()) for shard in shards[:_SHARDS_TRIED]]
+    return [str(shard.resolve()) for shard in shards[:_SHARDS_TRIED] if isinstance(shard, Path)]
 
 
 def submit(jobs: Sequence[Job], wishes: Wishes) -> tuple[str, str]:
@@ -163,7 +169,7 @@ def _open_shards(jobs: Sequence[Job]) -> None:
         key = tuple(source.shards for source in sources.values())
         if key not in seen:
             seen.add(key)
-            open_sources({name: source.shards for name, source in sources.items()})
+            open_sources({name: source.shards for name, source in sources.items()}, cache=job.config.data.cache)
 
 
 def _check_memory(jobs: Sequence[Job]) -> str:

@@ -18,6 +18,7 @@ Phase = Literal["start", "step", "save", "evaluate"]
 
 OUTCOME, HEARTBEAT, METRICS, ATTEMPTS = "outcome.json", "heartbeat.json", "metrics.jsonl", "attempts.jsonl"
 CONTROL, RANKS, STACKS, CHECKPOINTS = "control", "ranks", "stacks", "checkpoints"
+LEDGER, CONSUMED = "ledger.jsonl", "consumed.jsonl"
 
 PICTURES = "pictures.json"
 """In `evaluation/`: what the newest evaluation left to look at, {name: [{"file", "caption"}]}."""

@@ -84,6 +84,9 @@ class Batch:
     keys: tuple[str, ...]
     """Sample keys in row order, "shard-name/key" so that they are unique across shards."""
     skips: tuple[Skip, ...] = ()
+    digest: int = 0
+    """Of which samples were read for which positions (`data_pipeline.digest`), mod 2**64; those of micro-batches and
+    ranks add up."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class StepReport:
     """Sample keys of the step in global order; gathered when samples are traced or the step was skipped."""
     skips: tuple[Skip, ...] = ()
     """Samples of all ranks that were replaced."""
+    digest: int = 0
+    """Of what all ranks consumed, mod 2**64."""
     stop_requested: bool = False
     """Some rank was asked to stop: a signal, or the run folder's control/stop."""
     save_requested: bool = False

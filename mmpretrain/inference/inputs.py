@@ -14,6 +14,7 @@ from typing import Literal
 
 from data_pipeline.pack_sources import CAPTION_COLUMNS, choose_column, read_rows
 from data_pipeline.reader import SampleReader, open_sources
+from data_pipeline.remote import RemoteShard
 from mmpretrain.core.captions import TEXT_EXTENSION
 from mmpretrain.core.errors import DataError, SampleError
 from mmpretrain.core.media_types import MEDIA_EXTENSIONS, sniff
@@ -142,7 +143,11 @@ class Shards(SampleInputs):
 
     @cached_property
     def digest(self) -> str:
-        return _digest(self._source.shards)
+        remote = [shard for shard in self._source.shards if isinstance(shard, RemoteShard)]
+        if not remote:
+            return _digest([shard for shard in self._source.shards if isinstance(shard, Path)])
+        told = [*map(str, self._source.shards), *self._source.num_bytes.tolist()]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
 class TextTable(SampleInputs):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_pipeline.index import load_or_build_index
-from data_pipeline.tar import open_shard
+from data_pipeline.reader import read_members
+from data_pipeline.shards import shard_at
 from mmpretrain.core import audio_bytes, image_bytes, video_bytes
 from mmpretrain.core.audio_bytes import AudioLimits
 from mmpretrain.core.contact_sheet import TILE, Tile, draw_sheet, fitted, text_tile
@@ -64,13 +65,10 @@ def _drawn(members: Mapping[str, bytes], otherwise: str) -> Image.Image:
 
 def _members(row: EmbeddedRow) -> Mapping[str, bytes]:
     """The sample again, from its file or shard; a text of a table has no members."""
-    path = Path(row.path)
-    if path.suffix != ".tar":
-        return _file(path) if row.text is None else {}
-    index = load_or_build_index(path)
-    offset, length = index.sample_range(row.ordinal)
-    with open_shard(path) as data:
-        return index.slice_members(row.ordinal, data[offset : offset + length])
+    shard = shard_at(row.path)
+    if not shard.name.endswith(".tar"):
+        return _file(Path(row.path)) if row.text is None else {}
+    return read_members(load_or_build_index(shard), row.ordinal)
 
 
 def _file(path: Path) -> Mapping[str, bytes]:

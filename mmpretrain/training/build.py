@@ -16,7 +16,9 @@ from torch import nn
 
 from data_pipeline.ledger import Ledger
 from data_pipeline.loader import Loader, build_loader
+from data_pipeline.sample_order import data_step
 from mmpretrain.config import RunConfig
+from mmpretrain.core import run_files
 from mmpretrain.core.config import dump_yaml
 from mmpretrain.core.errors import CheckpointError, DivergenceError
 from mmpretrain.core.logging import configure_logging
@@ -38,6 +40,7 @@ from mmpretrain.training.hooks import (
     Heartbeat,
     Hook,
     Profile,
+    RecordConsumed,
     Requested,
     StopOnDivergence,
     TraceSamples,
@@ -118,14 +121,14 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     engine = _build_engine(config, model_config, world, device, folder, parent)
     start = _restore(config, engine, folder, world, loader.fingerprint)
     if world.is_main:  # a run that was refused has left the record of the one before as it was
-        folder.rewind(start)
+        folder.rewind(start, _next_position(config, folder, start))
         folder.write_config(dump_yaml(config))
         folder.write_sources([asdict(facts) for facts in source_facts(loader.sources)])
     trackers = _build_trackers(config, folder, attempt, start, world)
     context = evaluation_context(config, engine.model, codecs, world, device, folder.path)
     evaluator = Evaluator(config, context, world, folder, trackers)
     first_on_main(evaluator.check)
-    ledger = Ledger(folder.path / "ledger.jsonl", config.data.bad_sample_budget, writes=world.is_main)
+    ledger = Ledger(folder.path / run_files.LEDGER, config.data.bad_sample_budget, writes=world.is_main)
     used = on_main(lambda: utilization(config, model_config, codecs, device))
     reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device, used)
     save = _saver(config, engine, folder, world, trackers, loader.fingerprint)
@@ -137,9 +140,11 @@ def parts_from(run: Run, step: int) -> Parts:
     config, folder = run.config, run.folder
     gone_back = on_main(lambda: read_rollbacks(folder.path))
     run.reporter.spikes = on_main(lambda: meter_at(folder.path, step, config.spikes.window))
+    gaps = [one.gap for one in gone_back]
+    run.reporter.epochs = lambda done: run.loader.order.epochs(data_step(done, gaps) * config.global_batch_size)
     return Parts(
         engine=run.engine,
-        batches=run.loader.from_step(step, [one.gap for one in gone_back]),
+        batches=run.loader.from_step(step, gaps),
         learning_rate=partial(learning_rate, config),
         reporter=run.reporter,
         hooks=_hooks(run, len(gone_back)),
@@ -159,9 +164,15 @@ def go_back(run: Run, spike: RollBack) -> Parts:
         )
     if run.world.is_main:
         write_rollback(run.folder.path, PassedOver(position.step, spike.step, spike.score))
-        run.folder.rewind(position.step)
+        run.folder.rewind(position.step, _next_position(run.config, run.folder, position.step))
         run.trackers.note(f"back to step {position.step}, past the data of {spike.step - position.step} steps")
     return parts_from(run, position.step)
+
+
+def _next_position(config: RunConfig, folder: RunFolder, step: int) -> int:
+    """Where the data of the step after `step` begins."""
+    gaps = [one.gap for one in read_rollbacks(folder.path)]
+    return data_step(step, gaps) * config.global_batch_size
 
 
 def order_hash(config: RunConfig, fingerprint: str) -> str:
@@ -249,6 +260,7 @@ def _hooks(run: Run, rollbacks: int) -> list[Hook]:
     mine: list[Hook] = [
         Do(run.trackers.log),
         WriteSkippedSteps(folder.path / "skipped.jsonl"),
+        RecordConsumed(folder.path / run_files.CONSUMED),
         Heartbeat(folder),
         Profile(folder),
         WarnBelow("train/target_std", COLLAPSED, "the teacher says the same of every patch; lower the rate"),

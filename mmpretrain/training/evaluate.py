@@ -45,7 +45,7 @@ def evaluation_context(
 
     def rows(shards: Sequence[str] | None, max_samples: int | None) -> Iterator[Rows]:
         patterns = {"evaluation": training if shards is None else shards}
-        for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples):
+        for part in iterate_all(patterns, codecs, config.micro_batch_size, world, max_samples, config.data.cache):
             for skip in part.skips:
                 log.warning("evaluation leaves out %s in %s: %s", skip.key, skip.shard, skip.reason)
             yield Rows(part.tensors, part.keys, part.members)
@@ -127,7 +127,7 @@ class Evaluator:
             task.check_files()
             task.check_model(self.context.model)
             for shards in filter(None, task.shard_sets):
-                (source,) = open_sources({"evaluation": shards}, self.context.codecs)
+                (source,) = open_sources({"evaluation": shards}, self.context.codecs, cache=self.config.data.cache)
                 if task.modalities and all(held.isdisjoint(task.modalities) for held in source.together):
                     raise DataError(
                         f"evaluation.tasks.{name} looks at {', '.join(task.modalities)}, and none of its shards holds "

@@ -113,6 +113,19 @@ class WriteSkippedSteps:
         return Verdict.NOTHING
 
 
+class RecordConsumed:
+    """`consumed.jsonl`: what the samples of every step add up to, from which `data ledger` proves that none was lost.
+    Main rank only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, report: StepReport) -> Verdict:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": report.step, "digest": f"{report.digest:016x}"}) + "\n")
+        return Verdict.NOTHING
+
+
 class TraceSamples:
     """`samples.jsonl`: the sample keys of every step in global order. Main rank only."""
 

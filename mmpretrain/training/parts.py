@@ -38,4 +38,5 @@ def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:
 
 def _contents(source: Source) -> list[tuple[str, int, int]]:
     counts = np.diff(source.ends, prepend=0).tolist()
-    return [(path.name, count, path.stat().st_size) for path, count in zip(source.shards, counts, strict=True)]
+    rows = zip(source.shards, counts, source.num_bytes.tolist(), strict=True)
+    return [(shard.name, count, num_bytes) for shard, count, num_bytes in rows]

@@ -7,13 +7,14 @@ replaced samples and what was asked from outside.
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
 import torch
 from torch import Tensor
 
+from data_pipeline.digest import halves, joined, of_halves
 from mmpretrain.core.collectives import all_reduce_sum, gather_objects, rank, world_size
 from mmpretrain.core.types import Batch, StepReport
 from mmpretrain.training.engine import StepResult
@@ -33,6 +34,8 @@ class _Flags:
     save: float
     evaluate: float
     stacks: float
+    digest_high: float
+    digest_low: float
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Reporter:
         self.utilization = utilization
         self.spikes = SpikeMeter()
         """What came before the step; whoever goes on from another step sets it."""
+        self.epochs: Callable[[int], Mapping[str, float]] = lambda step: {}
+        """How often each source was read through after so many steps; set with `spikes`."""
         self.step = 0
         """Number of the last step reported; 0 before the first."""
         self._ended = time.perf_counter()
@@ -108,10 +113,11 @@ class Reporter:
         return StepReport(
             step=step,
             samples=step * self.global_batch,
-            metrics=self._metrics(losses, times, lr, step_s, result),
+            metrics=self._metrics(losses, times, lr, step_s, result) | self._epochs(step),
             skipped=result.skipped,
             keys=tuple(key for part in gather_objects(keys) for key in part) if gather_keys else (),
             skips=tuple(skip for part in gather_objects(skips) for skip in part) if flags.skips else (),
+            digest=of_halves(flags.digest_high, flags.digest_low),
             stop_requested=flags.stop > 0,
             save_requested=flags.save > 0,
             evaluate_requested=flags.evaluate > 0,
@@ -127,6 +133,7 @@ class Reporter:
             asked.save(),
             asked.evaluate(),
             asked.stacks(),
+            *halves(joined(batch.digest for batch in batches)),
         ]
         times = torch.zeros(2, world_size(), dtype=torch.float64)
         times[0, rank()], times[1, rank()] = self._data_s, result.compute_s
@@ -138,6 +145,9 @@ class Reporter:
         rest = packed[len(names) :]
         waits, computes = rest[len(local) : -world_size()], rest[-world_size() :]
         return losses, _RankTimes(waits, computes), _Flags(*rest[: len(local)])
+
+    def _epochs(self, step: int) -> dict[str, float]:
+        return {f"data/epochs_{name}": epochs for name, epochs in self.epochs(step).items()}
 
     def _metrics(
         self, losses: Mapping[str, float], times: _RankTimes, lr: float, step_s: float, result: StepResult

@@ -118,16 +118,22 @@ class RunFolder:
         saved = {"save_s": time.monotonic() - begun} if name == "save" else {}
         self._beat(replace(self._heartbeat, phase="step", **saved))
 
-    def rewind(self, step: int) -> None:
-        """Drop rows past `step` from the traces of an attempt that went further than its last checkpoint.
+    def rewind(self, step: int, position: int) -> None:
+        """Drop what an attempt that went further than its last checkpoint wrote of later steps: rows past `step` of its
+        traces, and samples skipped at `position`, where the next step begins, or later.
 
         metrics.jsonl keeps them: it tells what happened, attempt by attempt.
         """
-        for name in ("samples.jsonl", "skipped.jsonl"):
+        for name, column, end in (
+            ("samples.jsonl", "step", step + 1),
+            ("skipped.jsonl", "step", step + 1),
+            (run_files.CONSUMED, "step", step + 1),
+            (run_files.LEDGER, "position", position),
+        ):
             path = self.path / name
             if path.exists():
-                rows = path.read_text().split("\n")[:-1]
-                kept = [row for row in rows if json.loads(row)["step"] <= step]
+                rows = path.read_text(encoding="utf-8").split("\n")[:-1]
+                kept = [row for row in rows if json.loads(row)[column] < end]
                 self._replace(name, "".join(f"{row}\n" for row in kept))
 
     def take_control(self, name: str) -> str | None:

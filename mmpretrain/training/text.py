@@ -36,7 +36,7 @@ def _choose(config: RunConfig, folder: RunFolder, inherited: str | None) -> str:
         load_tokenizer(inherited).save_pretrained(folder.tokenizer)
     elif not folder.tokenizer.exists():
         shards = [pattern for source in config.data.train.sources.values() for pattern in source.shards]
-        train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer, _keys(config))
+        train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer, _keys(config), cache=config.data.cache)
     return str(folder.tokenizer)
 
 

@@ -60,9 +60,3 @@ def test_a_shard_named_twice_is_refused(folder: Path) -> None:
 def test_shell_commands_are_never_run(pattern: str) -> None:
     with pytest.raises(DataError, match="`pipe:` runs a shell command, and shell commands are never run"):
         names([pattern])
-
-
-@pytest.mark.parametrize("pattern", ["s3://bucket/{000..009}.tar", "https://host/a.tar", "hf://x/y.tar"])
-def test_remote_shards_are_refused_by_name(pattern: str) -> None:
-    with pytest.raises(DataError, match=r"remote shards \((s3|https|hf):\) are not supported yet"):
-        names([pattern])

@@ -154,8 +154,11 @@ def test_traces_go_back_to_the_checkpoint_a_run_continues_from(tmp_path: Path) -
     folder = RunFolder(tmp_path)
     rows = [json.dumps({"step": step, "keys": []}) for step in range(1, 6)]
     (tmp_path / "samples.jsonl").write_text("\n".join(rows) + '\n{"step": 6, "ke')
-    folder.rewind(3)
+    skips = [{"position": position} for position in (5, 11, 12, 30)]
+    (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(skip) + "\n" for skip in skips))
+    folder.rewind(3, position=12)
     assert [json.loads(row)["step"] for row in (tmp_path / "samples.jsonl").read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(row) for row in (tmp_path / "ledger.jsonl").read_text().splitlines()] == skips[:2]
 
 
 def test_what_the_main_rank_refuses_is_raised() -> None:
