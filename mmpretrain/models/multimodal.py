@@ -116,11 +116,24 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
         `loss` is the sum over objectives of weight * sum * scales[objective]. Objectives may communicate.
         """
-        with self._autocast(micro_batches[0]):
+        with self.autocast(micro_batches[0]):
             parts = self._encode_all(micro_batches)
         if self.when_encoded is not None:
             self.when_encoded()
-        fuse = partial(self._fuse_rows, at_once=_rows(micro_batches[0]) if len(micro_batches) > 1 else None)
+        return self.join(parts, scales, _rows(micro_batches[0]) if len(micro_batches) > 1 else None)
+
+    def encode(self, batch: TensorDict) -> TensorDict:
+        """What all objectives make of one chunk, as "<objective>/<part>"; run it under `autocast`."""
+        encoder = self.encoder(batch)
+        return {
+            f"{name}/{key}": part
+            for name, objective in self.objectives_by_name().items()
+            for key, part in objective.encode(encoder).items()
+        }
+
+    def join(self, parts: TensorDict, scales: TensorDict, at_once: int | None = None) -> TensorDict:
+        """What `forward` gives, from the parts of all rows; those fused anew are fused `at_once` at a time."""
+        fuse = partial(self._fuse_rows, at_once=at_once)
         outputs: TensorDict = {}
         figures: dict[str, TensorDict] = {}
         losses = []
@@ -159,7 +172,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     def embed(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Unit embeddings of inputs as the batch holds them: fp32 [B, embed_dim]."""
         batch = {modality: inputs} if mask is None else {modality: inputs, f"{modality}.mask": mask}
-        with self._autocast(batch):
+        with self.autocast(batch):
             return self.encoder(batch).embed(modality)
 
     def encoder(self, batch: TensorDict) -> Encoder:
@@ -195,19 +208,11 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         *early, last = micro_batches
         recompute = self.spans_batch and torch.is_grad_enabled()
         chunks: list[TensorDict] = [
-            checkpoint(self._encode, batch, use_reentrant=False) if recompute else self._encode(batch)
+            checkpoint(self.encode, batch, use_reentrant=False) if recompute else self.encode(batch)
             for batch in early
         ]
-        chunks.append(self._encode(last))
+        chunks.append(self.encode(last))
         return chunks[0] if len(chunks) == 1 else {key: torch.cat([c[key] for c in chunks]) for key in chunks[0]}
-
-    def _encode(self, batch: TensorDict) -> TensorDict:
-        encoder = self.encoder(batch)
-        return {
-            f"{name}/{key}": part
-            for name, objective in self.objectives_by_name().items()
-            for key, part in objective.encode(encoder).items()
-        }
 
     def _fuse_rows(self, outputs: Mapping[str, TensorDict], at_once: int | None) -> TensorDict:
         """Fuse rows an objective put together; implements `FuseRows`.
@@ -230,7 +235,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def _fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
         assert self.fusion is not None, "an objective that fuses rows says so by needs_pooled or needs_fusion"
-        with self._autocast(next(iter(outputs.values()))):
+        with self.autocast(next(iter(outputs.values()))):
             return run_fusion(self.fusion, outputs, {modality: output["mask"] for modality, output in outputs.items()})
 
     def _scaffolding(self) -> list[str]:
@@ -241,7 +246,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for child in objective.scaffolding
         ]
 
-    def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
+    def autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
+        """The precision of the run's matrix products, on the device of the batch."""
         if self.autocast_dtype is None:
             return nullcontext()
         device = next(iter(batch.values())).device
