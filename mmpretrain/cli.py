@@ -17,6 +17,7 @@ from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_demo import demo_commands
 from mmpretrain.cli_finetune import finetune
 from mmpretrain.cli_launch import add_launch_commands
+from mmpretrain.cli_plan import plan
 from mmpretrain.cli_use import add_use_commands
 from mmpretrain.cli_wandb import wandb_commands
 from mmpretrain.core.errors import MMPretrainError
@@ -34,6 +35,7 @@ app.add_typer(config_commands, name="config")
 app.command()(finetune)
 app.add_typer(wandb_commands, name="wandb")
 app.command()(dashboard)
+app.command()(plan)
 add_launch_commands(app)
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]

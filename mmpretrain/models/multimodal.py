@@ -208,8 +208,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         *early, last = micro_batches
         recompute = self.spans_batch and torch.is_grad_enabled()
         chunks: list[TensorDict] = [
-            checkpoint(self.encode, batch, use_reentrant=False) if recompute else self.encode(batch)
-            for batch in early
+            checkpoint(self.encode, batch, use_reentrant=False) if recompute else self.encode(batch) for batch in early
         ]
         chunks.append(self.encode(last))
         return chunks[0] if len(chunks) == 1 else {key: torch.cat([c[key] for c in chunks]) for key in chunks[0]}

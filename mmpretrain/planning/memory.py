@@ -44,7 +44,7 @@ class Setting:
 
 
 def setting_of(config: RunConfig, ranks: int, stage: int | None = None) -> Setting:
-    """The run's own setting, or that of another stage; options of DeepSpeed that the run leaves out have its defaults."""
+    """The run's own setting, or that of another stage; options that the run leaves out have DeepSpeed's defaults."""
     stage = config.zero_stage if stage is None else stage
     zero = config.engine.deepspeed.get("zero_optimization", {})
     options = zero if isinstance(zero, dict) else {}
@@ -111,14 +111,17 @@ def state_memory(parameters: Parameters, setting: Setting, waiting: bool = False
     )
 
 
+def chunks_of(workload: Workload, setting: Setting) -> int:
+    """Micro-batches of a step."""
+    return workload.rows * workload.chunks // setting.micro
+
+
 def step_memory(workload: Workload, setting: Setting) -> Memory:
     """The whole of a step with micro-batches of `setting.micro` rows."""
     scale = setting.micro / workload.rows
-    chunks = workload.rows * workload.chunks // setting.micro
+    chunks = chunks_of(workload, setting)
     encoding = workload.encoding_of(setting.checkpointed)
-    states = state_memory(
-        workload.parameters, setting, chunks > 1 and (workload.spans_batch or setting.stage == 1)
-    )
+    states = state_memory(workload.parameters, setting, chunks > 1 and (workload.spans_batch or setting.stage == 1))
     activations = _activations(encoding.moments, scale, states, setting, first=chunks == 1)
     parts = encoding.parts.times(scale).total * (chunks if workload.spans_batch else 1)
     met = encoding.kept.times(scale).total + _most(workload.joining.moments, 1.0 if workload.spans_batch else scale)
@@ -137,9 +140,7 @@ def _most(moments: Sequence[Moment], scale: float) -> float:
     return max(moment.live.times(scale).total for moment in moments)
 
 
-def _activations(
-    moments: Sequence[Moment], scale: float, states: Memory, setting: Setting, first: bool
-) -> float:
+def _activations(moments: Sequence[Moment], scale: float, states: Memory, setting: Setting, first: bool) -> float:
     """What a backward needs beyond the gradients that `states` counts; `first`: it finds none of them there."""
     if not first or setting.stage == 3:
         return _most(moments, scale)

@@ -209,9 +209,7 @@ def _collective(func: Any) -> str:
     return plain.get(name, name)
 
 
-def _operation(
-    func: Any, args: Any, kwargs: Any, result: Any, given: list[Tensor], made: list[Tensor]
-) -> Operation:
+def _operation(func: Any, args: Any, kwargs: Any, result: Any, given: list[Tensor], made: list[Tensor]) -> Operation:
     packet = func._overloadpacket
     flops = 0
     if packet in _BY_SHAPES:

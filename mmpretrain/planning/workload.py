@@ -72,11 +72,6 @@ class Workload:
     joining: Joining
     guessed_words: str | None
 
-    @property
-    def backwards(self) -> int:
-        """Backward passes of a step: one where the loss spans the batch, else one for each micro-batch."""
-        return 1 if self.spans_batch else self.chunks
-
     def encoding_of(self, checkpointed: bool) -> Encoding:
         return self.encoding_checkpointed if checkpointed else self.encoding
 
@@ -90,8 +85,9 @@ def measure(config: RunConfig, plan: BatchPlan, device_type: str = "cuda") -> Wo
     with FakeTensorMode(), laid_out_for(device_type), pretended_world(plan.world.size):
         make_fake(model)
         batch = make_batch(fields, plan.micro)
-        plain, checkpointed = (measure_encoding(model, batch, on) for on in (False, True))
-        joining = measure_joining(model, batch, plan.accumulation if spans else 1)
+        checkpointed, _ = measure_encoding(model, batch, checkpointed=True)
+        plain, parts = measure_encoding(model, batch, checkpointed=False)
+        joining = measure_joining(model, parts, plan.micro, plan.accumulation if spans else 1)
     return Workload(
         parameters=count_parameters(model),
         spans_batch=spans,
@@ -119,8 +115,10 @@ def count_parameters(model: MultimodalTransformer) -> Parameters:
     return Parameters(by_part, sum(by_part.values()), trained)
 
 
-def measure_encoding(model: MultimodalTransformer, batch: TensorDict, checkpointed: bool) -> Encoding:
-    """One chunk forward and backward."""
+def measure_encoding(
+    model: MultimodalTransformer, batch: TensorDict, checkpointed: bool
+) -> tuple[Encoding, TensorDict]:
+    """One chunk forward and backward, and its parts of the loss."""
     model.set_activation_checkpointing(checkpointed)
     recorder = Recorder([*model.parameters(), *model.buffers()], batch.values())
     hooks = [
@@ -138,7 +136,7 @@ def measure_encoding(model: MultimodalTransformer, batch: TensorDict, checkpoint
     for hook in hooks:
         hook.remove()
     model.zero_grad(set_to_none=True)
-    return Encoding(
+    measured = Encoding(
         forward=forward,
         backward=recorder.take_work(),
         kept=kept,
@@ -146,19 +144,18 @@ def measure_encoding(model: MultimodalTransformer, batch: TensorDict, checkpoint
         inputs=Size(_bytes(batch.values())),
         parts=Size(_bytes(parts.values())),
     )
+    return measured, {name: part.detach() for name, part in parts.items()}
 
 
-def measure_joining(model: MultimodalTransformer, batch: TensorDict, chunks: int) -> Joining:
-    """The loss of `chunks` chunks like this one, forward and backward."""
-    with torch.no_grad(), model.autocast(batch):
-        once = model.encode(batch)
-        parts = {name: part.repeat(chunks, *[1] * (part.dim() - 1)) for name, part in once.items()}
+def measure_joining(model: MultimodalTransformer, chunk: TensorDict, rows: int, chunks: int) -> Joining:
+    """The loss of `chunks` chunks with parts like these, forward and backward."""
+    parts = {name: part.repeat(chunks, *[1] * (part.dim() - 1)) for name, part in chunk.items()}
     for part in parts.values():
         part.requires_grad_(part.is_floating_point())
     scales = {name: torch.ones(()) for name in model.objectives}
     recorder = Recorder([*model.parameters(), *model.buffers()], parts.values())
     with recorder:
-        outputs = model.join(parts, scales, next(iter(batch.values())).shape[0] if chunks > 1 else None)
+        outputs = model.join(parts, scales, rows if chunks > 1 else None)
     forward = recorder.take_work()
     with recorder:
         outputs["loss"].backward()
