@@ -10,8 +10,6 @@ from launch import run_ranks
 from plain_training import train_plainly
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
-
 
 def plain_pytorch(folder: Path, objectives: str) -> None:
     losses, model = train_plainly(objectives, cases.STEPS)
@@ -25,14 +23,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for objectives in ("spanning", "rows"):
         plain_pytorch(folder, objectives)
     for ranks in (1, 2, 4):
-        run_ranks(ranks, [str(HERE / "engine_cases.py"), "equality", str(folder)])
+        run_ranks(ranks, cases.equality, folder)
     return folder
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("objectives", "accumulation"), [("spanning", 1), ("spanning", 2), ("spanning", 4), ("rows", 2), ("rows", 4)]
+    ("objectives", "accumulation"), [("spanning", 1), ("spanning", 2), ("spanning", 4), ("rows", 4)]
 )
 def test_losses_and_weights_equal_one_plain_process(
     results: Path, objectives: str, stage: int, ranks: int, accumulation: int

@@ -1,18 +1,16 @@
 """Options that trade memory for time give the same numbers; bf16 gives the same ones at every ZeRO stage."""
 
 import json
-from pathlib import Path
 
+import engine_cases as cases
 import pytest
 from launch import run_ranks
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("options")
-    run_ranks(2, [str(HERE / "engine_cases.py"), "options", str(folder)])
+    run_ranks(2, cases.options, folder)
     suffix = "-ranks2-accumulation2.json"
     return {
         path.name.removesuffix(suffix).replace("-spanning-", "-"): json.loads(path.read_text())
