@@ -18,6 +18,7 @@ from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_demo import demo_commands
 from mmpretrain.cli_finetune import finetune
 from mmpretrain.cli_launch import add_launch_commands
+from mmpretrain.cli_plan import plan
 from mmpretrain.cli_use import add_use_commands
 from mmpretrain.cli_wandb import wandb_commands
 from mmpretrain.core.errors import MMPretrainError
@@ -36,6 +37,7 @@ app.command()(finetune)
 app.add_typer(wandb_commands, name="wandb")
 app.command()(dashboard)
 app.command()(chaos)
+app.command()(plan)
 add_launch_commands(app)
 
 Average = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights, which ema keeps.")]

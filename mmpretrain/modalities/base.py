@@ -135,10 +135,19 @@ class CodecConfig(Config):
     def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Decoder:
         """What decodes the fields of `inputs` for its modality; `tokenizer`: a local folder or hub name."""
 
+    def fields(self, inputs: Mapping[str, FieldSpec]) -> Mapping[str, FieldSpec]:
+        """What its codec makes, told without the tokenizer."""
+        return self.codec(inputs, None).fields
+
     def codec(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "PresenceCodec":
         """`build`, for samples with the modality and without."""
         decoder = self.build(inputs, tokenizer)
         return PresenceCodec(self.makes, decoder, self.missing == "refuse", self.drop, {} if self.keep else None)
+
+
+def with_presence(modality: str, fields: Mapping[str, FieldSpec]) -> Mapping[str, FieldSpec]:
+    """The fields of a decoder, and the one that tells which rows have the modality."""
+    return {**fields, f"{modality}.present": FieldSpec((), "bool")}
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ class PresenceCodec:
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        return {**self.decoder.fields, f"{self.modality}.present": FieldSpec((), "bool")}
+        return with_presence(self.modality, self.decoder.fields)
 
     @property
     def extensions(self) -> frozenset[str]:

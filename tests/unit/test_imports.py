@@ -25,6 +25,7 @@ RANKS = {
     "publishing": 4,
     "training": 5,
     "inference": 6,
+    "planning": 6,
 }
 CORE_ALONE = ("launcher", "data_pipeline", "tracking")
 SHELL = ("cli", "train", "faulty_train", "finetune", "demo", "gate", "__main__")
@@ -34,6 +35,7 @@ JOINS = {
     ("config", "evaluation"): "config classes of evaluation tasks",
     ("training", "data_pipeline"): "the composition root joins data and model",
     ("training", "tracking"): "the composition root joins trackers",
+    ("planning", "data_pipeline"): "a plan knows the words of a tokenizer",
     ("inference", "data_pipeline"): "a model at work reads shards, indexes and tables",
 }
 
