@@ -42,7 +42,7 @@ def sample_key(key: str) -> int:
 
 def generator(key: int) -> np.random.Generator:
     """A NumPy generator that depends on the key alone, that of `Philox(key=key)`."""
-    return np.random.Generator(np.random.Philox(_KeyWords(key)))
+    return np.random.Generator(np.random.Philox(_KeyWords(key)))  # type: ignore[arg-type]  # it takes any ISeedSequence
 
 
 class _KeyWords(ISeedSequence):

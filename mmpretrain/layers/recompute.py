@@ -6,7 +6,7 @@ Enter: a policy. Leave: the options with which `torch.utils.checkpoint.checkpoin
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, SelectiveCheckpointContext, create_selective_checkpoint_contexts
@@ -26,9 +26,17 @@ _KEPT = {
 """What costs by the width; norms, nonlinearities and sums cost by the token and take most of the memory."""
 
 
-def checkpoint_options(policy: Recompute) -> dict[str, object]:
+class CheckpointOptions(TypedDict, total=False):
+    """Arguments of `torch.utils.checkpoint.checkpoint`."""
+
+    use_reentrant: bool
+    context_fn: Callable[[], "_Contexts"]
+
+
+def checkpoint_options(policy: Recompute) -> CheckpointOptions:
     """block: only the inputs are kept; selective: products and attention as well (Korthikanti et al., 2205.05198)."""
-    return {"use_reentrant": False} | ({"context_fn": _keep_products} if policy == "selective" else {})
+    options = CheckpointOptions(use_reentrant=False)
+    return {**options, "context_fn": _keep_products} if policy == "selective" else options
 
 
 def _policy(context: SelectiveCheckpointContext, operator: object, *inputs: object, **more: object) -> CheckpointPolicy:

@@ -31,7 +31,7 @@ def training_flops(model: MultimodalTransformer, fields: Mapping[str, FieldSpec]
         learned = [part for part in parts.values() if part.requires_grad]
         if learned:
             torch.autograd.backward(learned, [torch.ones_like(part) for part in learned])
-    return counter.get_total_flops() / _ROWS
+    return float(counter.get_total_flops()) / _ROWS
 
 
 def _put_fakes(model: nn.Module) -> None:

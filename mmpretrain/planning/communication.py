@@ -33,7 +33,7 @@ class Bandwidth:
         place = bisect_right(self.sizes, size)
         (low, high), (slow, fast) = self.sizes[place - 1 : place + 1], self.rates[place - 1 : place + 1]
         share = math.log(size / low) / math.log(high / low)
-        return slow * (fast / slow) ** share
+        return float(slow * (fast / slow) ** share)
 
 
 @dataclass(frozen=True)

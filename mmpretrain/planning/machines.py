@@ -7,10 +7,11 @@ figure names its source, and says where it is an estimate.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mmpretrain.core.accelerators import TERA, peak_flops
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.planning.communication import Bandwidth, Network
 
-TERA, GIGA, MIB = 1e12, 1e9, 2**20
+GIGA, MIB = 1e9, 2**20
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ def _network(all_reduce: tuple[float, ...], factor: float, one_way: float) -> Ne
     return Network(scaled(1.0), scaled(one_way), scaled(one_way))
 
 
+def _peak(name: str) -> float:
+    found = peak_flops(name, "bf16")
+    assert found is not None, f"{name} is not in the table of accelerators"
+    return found
+
+
 _HOPPER_NETWORKS = (_network(_NODE, 1.0, _ONE_WAY_WITHIN), _network(_NODES, 1.0, _ONE_WAY_BETWEEN))
 _GEMM_SHARE = 0.88
 """Of the largest rate of any product (MAMF) that those of a transformer reach: 0.85 to 0.92, an estimate."""
@@ -89,7 +96,7 @@ MACHINES: Mapping[str, Machine] = {
             reserved=2.5 * 2**30,
             # MAMF 794.5 and data sheets: ml-engineering. Copies 2.9 TB/s: Voltage Park. Attention at head width 64 and
             # length 512: 282 forward (FlashAttention 3, figure 5); 270 with the backward and fp32 are estimates.
-            rates=Rates(989 * TERA, 794.5 * TERA * _GEMM_SHARE, 50 * TERA, 270 * TERA, 2.9 * TERA),
+            rates=Rates(_peak("H100"), 794.5 * TERA * _GEMM_SHARE, 50 * TERA, 270 * TERA, 2.9 * TERA),
             within=_HOPPER_NETWORKS[0],
             between=_HOPPER_NETWORKS[1],
         ),
@@ -97,7 +104,7 @@ MACHINES: Mapping[str, Machine] = {
             name="h200",  # the same chip with 141 GB HBM3e at 4.8 TB/s
             memory=139.8 * 2**30,
             reserved=2.5 * 2**30,
-            rates=Rates(989 * TERA, 794.5 * TERA * _GEMM_SHARE, 50 * TERA, 270 * TERA, 4.3 * TERA),
+            rates=Rates(_peak("H200"), 794.5 * TERA * _GEMM_SHARE, 50 * TERA, 270 * TERA, 4.3 * TERA),
             within=_HOPPER_NETWORKS[0],
             between=_HOPPER_NETWORKS[1],
         ),
@@ -107,7 +114,7 @@ MACHINES: Mapping[str, Machine] = {
             reserved=2.5 * 2**30,
             # MAMF 271.2: ml-engineering. All else is an estimate: 0.87 of 2.04 TB/s; attention after FlashAttention 2.
             # Networks: 235 GB/s within a node (ml-engineering), and cards of half the rate.
-            rates=Rates(312 * TERA, 271.2 * TERA * _GEMM_SHARE, 16 * TERA, 120 * TERA, 1.77 * TERA),
+            rates=Rates(_peak("A100"), 271.2 * TERA * _GEMM_SHARE, 16 * TERA, 120 * TERA, 1.77 * TERA),
             within=_network(_NODE, 235 / 482, 1.0),
             between=_network(_NODES, 0.5, _ONE_WAY_BETWEEN),
         ),

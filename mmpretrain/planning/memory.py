@@ -52,7 +52,7 @@ def setting_of(config: RunConfig, ranks: int, stage: int | None = None) -> Setti
         stage=stage,
         ranks=ranks,
         micro=config.micro_batch_size,
-        checkpointed=config.engine.activation_checkpointing,
+        checkpointed=config.engine.activation_checkpointing != "none",
         offloaded=config.engine.offload == "optimizer" and stage > 0,
         reduce_bucket=_number(options, "reduce_bucket_size", 500_000_000),
         overlap=bool(options.get("overlap_comm", stage == 3)) and stage > 0,

@@ -202,13 +202,13 @@ def _changes(workload: Workload, setting: Setting, machine: Machine, fits: bool)
     if fits:
         if setting.checkpointed:
             plain = replace(setting, checkpointed=False)
-            yield "engine.activation_checkpointing=false", plain
-            yield from _other_micro_batch(workload, plain, machine, "engine.activation_checkpointing=false ")
+            yield "engine.activation_checkpointing=none", plain
+            yield from _other_micro_batch(workload, plain, machine, "engine.activation_checkpointing=none ")
         return
     if not setting.checkpointed:
         again = replace(setting, checkpointed=True)
-        yield "engine.activation_checkpointing=true", again
-        yield from _other_micro_batch(workload, again, machine, "engine.activation_checkpointing=true ")
+        yield "engine.activation_checkpointing=block", again
+        yield from _other_micro_batch(workload, again, machine, "engine.activation_checkpointing=block ")
     for stage in range(setting.stage + 1, 4):
         yield f"zero_stage={stage}", replace(setting, stage=stage)
     if not setting.offloaded:

@@ -25,7 +25,7 @@ Kind = Literal["gemm", "attention", "memory"]
 
 def _added_product(_: object, first: Any, second: Any, *args: object, **kwargs: object) -> int:
     """FLOPs of an addmm in place, by shapes as PyTorch's own formulas are."""
-    return 2 * first[0] * first[1] * second[1]
+    return int(2 * first[0] * first[1] * second[1])
 
 
 def _attention(query: Any, key: Any, value: Any, *args: object, **kwargs: object) -> int:
@@ -103,11 +103,11 @@ class _Block:
     gradient: bool = False
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what runs while it is entered; may be entered several times."""
 
     def __init__(self, weights: Iterable[Tensor], inputs: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = Work()
         self.collectives: Counter[Collective] = Counter()
         self._peak, self._gradients = Size(), 0

@@ -60,7 +60,8 @@ def build_model(config: RunConfig, model: ModelConfig) -> MultimodalTransformer:
         if config.finetune is not None:
             prepare(built, config.finetune)
     built.autocast_dtype = AUTOCAST[config.precision]
-    return built.train()
+    built.train()
+    return built
 
 
 def make_fake(model: nn.Module) -> None:

@@ -119,10 +119,10 @@ def measure_encoding(
     model: MultimodalTransformer, batch: TensorDict, checkpointed: bool
 ) -> tuple[Encoding, TensorDict]:
     """One chunk forward and backward, and its parts of the loss."""
-    model.set_activation_checkpointing(checkpointed)
+    model.set_activation_checkpointing("block" if checkpointed else "none")
     recorder = Recorder([*model.parameters(), *model.buffers()], batch.values())
     hooks = [
-        weight.register_post_accumulate_grad_hook(recorder.mark_gradient)
+        weight.register_post_accumulate_grad_hook(recorder.mark_gradient)  # type: ignore[no-untyped-call]
         for weight in model.parameters()
         if weight.requires_grad
     ]
@@ -158,7 +158,7 @@ def measure_joining(model: MultimodalTransformer, chunk: TensorDict, rows: int, 
         outputs = model.join(parts, scales, rows if chunks > 1 else None)
     forward = recorder.take_work()
     with recorder:
-        outputs["loss"].backward()
+        torch.autograd.backward([outputs["loss"]])
     model.zero_grad(set_to_none=True)
     return Joining(forward, recorder.take_work(), recorder.moments, dict(recorder.collectives))
 

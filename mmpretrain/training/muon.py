@@ -53,7 +53,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
 def update_of(matrix: Tensor) -> Tensor:
     """The orthogonalised matrix at the size of an AdamW update, so that learning rate and decay serve both (Liu et al.,
     arXiv 2502.16982, section 2.2)."""
-    return orthogonalised(matrix) * (0.2 * max(matrix.shape) ** 0.5)
+    size: float = 0.2 * max(matrix.shape) ** 0.5
+    return orthogonalised(matrix) * size
 
 
 class MuonAdamW(torch.optim.AdamW):

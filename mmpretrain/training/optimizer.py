@@ -36,14 +36,14 @@ def parameter_groups(
     ]
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
     """The weights of the linear layers in transformer blocks: no embedding, projection, head or scale."""
     blocks = [m for m in model.modules() if isinstance(m, CheckpointedBlock | GradientCheckpointingLayer)]
     linear = {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
     return [layer.weight for layer in linear if _matrix_like(layer.weight)]
 
 
-def _matrix_like(parameter: nn.Parameter) -> bool:
+def _matrix_like(parameter: Tensor) -> bool:
     return sum(size > 1 for size in parameter.shape) >= 2
 
 
