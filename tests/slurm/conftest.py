@@ -4,18 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from no_cluster import NO_CLUSTER
 
 from data_pipeline.make import make
 from launcher import dev_cluster
-
-_SKIPPED = "the Slurm cluster for tests cannot run: "
 
 
 @pytest.fixture(scope="session")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two virtual nodes and real daemons, for as long as tests run."""
     if reason := dev_cluster.missing():
-        pytest.skip(_SKIPPED + reason)
+        pytest.skip(NO_CLUSTER + reason)
     with dev_cluster.started(tmp_path_factory.mktemp("slurm"), nodes=2):
         yield
 
@@ -32,12 +31,3 @@ def project(tmp_path: Path, shards: Path) -> Path:
     """A folder with the shards."""
     (tmp_path / "set").symlink_to(shards)
     return tmp_path
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    missed = [report for report in terminalreporter.getreports("skipped") if _SKIPPED in str(report.longrepr)]
-    if missed:
-        terminalreporter.section("NOT RUN: the launcher on a real cluster", red=True)
-        terminalreporter.line(str(missed[0].longrepr[2]) if isinstance(missed[0].longrepr, tuple) else _SKIPPED)
-        for report in missed:
-            terminalreporter.line(f"  {report.nodeid}")

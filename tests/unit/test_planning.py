@@ -62,12 +62,12 @@ def counted(run):
 def test_flops_of_four_modalities_and_their_objectives_are_those_pytorch_counts(demo, checkpointed):
     run, workload = demo
     encoding = workload.encoding_of(checkpointed)
-    engine = run.engine.model_copy(update={"activation_checkpointing": checkpointed})
+    engine = run.engine.model_copy(update={"activation_checkpointing": "block" if checkpointed else "none"})
     assert (encoding.forward.flops, encoding.backward.flops) == counted(run.model_copy(update={"engine": engine}))
 
 
 SMALL_COCA = (
-    *("micro_batch_size=2", "global_batch_size=4", "engine.activation_checkpointing=false", "precision=fp32"),
+    *("micro_batch_size=2", "global_batch_size=4", "engine.activation_checkpointing=none", "precision=fp32"),
     *("model.towers.image.stem.image_size=32", "model.towers.image.depth=2", "model.towers.text.depth=2"),
     *("model.towers.text.stem.context_length=12", "objectives.caption.depth=2", "data.tokenizer.path=null"),
 )
