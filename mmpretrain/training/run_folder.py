@@ -115,8 +115,8 @@ class RunFolder:
         begun = time.monotonic()
         self._beat(replace(self._heartbeat, step=step, phase=name))
         yield
-        saved = {"save_s": time.monotonic() - begun} if name == "save" else {}
-        self._beat(replace(self._heartbeat, phase="step", **saved))
+        save_s = time.monotonic() - begun if name == "save" else self._heartbeat.save_s
+        self._beat(replace(self._heartbeat, phase="step", save_s=save_s))
 
     def rewind(self, step: int) -> None:
         """Drop rows past `step` from the traces of an attempt that went further than its last checkpoint.
