@@ -129,8 +129,8 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     evaluator = Evaluator(config, context, world, folder, trackers)
     first_on_main(evaluator.check)
     ledger = Ledger(folder.path / run_files.LEDGER, config.data.bad_sample_budget, writes=world.is_main)
-    used = on_main(lambda: utilization(config, model_config, codecs, device))
-    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device, used)
+    count_flops = partial(utilization, config, model_config, codecs, device)
+    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device, count_flops)
     save = _saver(config, engine, folder, world, trackers, loader.fingerprint)
     return Run(config, engine, loader, reporter, ledger, trackers, save, evaluator.run, folder, world, start)
 

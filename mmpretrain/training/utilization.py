@@ -46,12 +46,13 @@ def utilization(
     """Count once; does not communicate."""
     fields = {name: spec for codec in codecs.values() for name, spec in codec.fields.items()}
     try:
-        with torch.device("meta"):
-            model = MultimodalTransformer.create(model_config, config.objectives)
-            if config.finetune is not None:
-                prepare(model, config.finetune)
-        flops = training_flops(model, fields)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as fault:
+        with torch.random.fork_rng(devices=[]):  # a run's random streams go on as if nothing had been counted
+            with torch.device("meta"):
+                model = MultimodalTransformer.create(model_config, config.objectives)
+                if config.finetune is not None:
+                    prepare(model, config.finetune)
+            flops = training_flops(model, fields)
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as fault:
         log.warning("the model's FLOPs could not be counted, so MFU is not told: %s", str(fault).partition("\n")[0])
         return Utilization()
     return Utilization(flops, peak_flops(device_name(device), config.precision))

@@ -16,7 +16,7 @@ from mmpretrain.tracking.report import write_report
 from mmpretrain.tracking.wandb_replay import replay
 
 PICTURED = (
-    "steps=2",
+    "steps=12",
     "objectives.mim={kind: mae, mask_ratio: 0.5, decoder_width: 32, decoder_depth: 1, decoder_heads: 4}",
     "evaluation.tasks={retrieval: {kind: retrieval, samples: 2}, losses: {kind: losses, samples: 3}}",
     "tracking.trackers=[{kind: wandb, mode: offline}]",

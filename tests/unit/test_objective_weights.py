@@ -15,7 +15,6 @@ from mmpretrain.objectives.weights import WeightPoint, weight_at
 from mmpretrain.training.engine import StepResult
 from mmpretrain.training.reporting import Reporter
 from mmpretrain.training.requests import Requests
-from mmpretrain.training.utilization import Utilization
 
 POINTS = tuple(WeightPoint(from_step=step, weight=weight) for step, weight in ((10, 0.0), (20, 2.0), (21, 5.0)))
 MIM = MAEConfig(weight=POINTS, decoder_width=32, decoder_depth=1, decoder_heads=4)
@@ -46,7 +45,7 @@ def test_the_report_weighs_with_the_weights_of_its_step_and_tells_those_that_cha
     losses = {"itc": torch.tensor(6.0), "mim": torch.tensor(8.0)}
     counts = {"itc": torch.tensor(3.0), "mim": torch.tensor(4.0)}
     result = StepResult(losses, counts, {"itc": 1.0, "mim": 0.25}, ("mim",), {}, 1.0, skipped=False, compute_s=0.0)
-    metrics = Reporter(8, Requests(None), False, torch.device("cpu"), Utilization()).report(1, 0.1, [], result).metrics
+    metrics = Reporter(8, Requests(None), False, torch.device("cpu")).report(1, 0.1, [], result).metrics
     assert metrics["train/loss"] == pytest.approx(2.0 + 0.25 * 2.0)
     assert metrics["train/weight_mim"] == 0.25
     assert "train/weight_itc" not in metrics
