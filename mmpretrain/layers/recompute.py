@@ -28,7 +28,10 @@ _KEPT = {
 
 def checkpoint_options(policy: Recompute) -> dict[str, object]:
     """block: only the inputs are kept; selective: products and attention as well (Korthikanti et al., 2205.05198)."""
-    return {"use_reentrant": False} | ({"context_fn": _keep_products} if policy == "selective" else {})
+    if policy != "selective":
+        return {"use_reentrant": False}
+    # What is kept must be dropped where a chunk of a cached batch, around the block, is computed again.
+    return {"use_reentrant": False, "context_fn": _keep_products, "respect_saved_tensors_hooks": True}
 
 
 def _policy(context: SelectiveCheckpointContext, operator: object, *inputs: object, **more: object) -> CheckpointPolicy:
