@@ -31,12 +31,15 @@ class CheckpointOptions(TypedDict, total=False):
 
     use_reentrant: bool
     context_fn: Callable[[], "_Contexts"]
+    respect_saved_tensors_hooks: bool
 
 
 def checkpoint_options(policy: Recompute) -> CheckpointOptions:
     """block: only the inputs are kept; selective: products and attention as well (Korthikanti et al., 2205.05198)."""
-    options = CheckpointOptions(use_reentrant=False)
-    return {**options, "context_fn": _keep_products} if policy == "selective" else options
+    if policy != "selective":
+        return {"use_reentrant": False}
+    # What is kept must be dropped where a chunk of a cached batch, around the block, is computed again.
+    return {"use_reentrant": False, "context_fn": _keep_products, "respect_saved_tensors_hooks": True}
 
 
 def _policy(context: SelectiveCheckpointContext, operator: object, *inputs: object, **more: object) -> CheckpointPolicy:

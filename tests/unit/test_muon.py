@@ -61,7 +61,7 @@ def test_a_step_is_that_of_muon_and_adamw_of_torch() -> None:
         [parameters[name] for name in hidden], **SETTINGS, momentum=0.95, adjust_lr_fn="match_rms_adamw"
     )
     groups = [{"params": matrices}, {"params": bare, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, **SETTINGS, betas=(0.9, 0.98), eps=1e-6)
+    adamw = torch.optim.AdamW(groups, **SETTINGS, betas=(0.9, 0.98), eps=1e-6, fused=True)
     config = OptimizerConfig(kind="muon", **SETTINGS, clip_grad_norm=0.0)
     optimizers = [build_optimizer(ours, config, 0), muon, adamw]
     for step in range(3):
