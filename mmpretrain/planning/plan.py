@@ -102,8 +102,11 @@ class Plan:
 
 def make_plan(config: RunConfig, gpus: int, machine: Machine) -> Plan:
     """Everything about a run on so many GPUs of one kind."""
-    shares = share_batch(config, gpus)
-    workload = measure(config, shares)
+    return plan_of(config, measure(config, share_batch(config, gpus)), gpus, machine)
+
+
+def plan_of(config: RunConfig, workload: Workload, gpus: int, machine: Machine) -> Plan:
+    """The same of a workload that was measured for so many GPUs."""
     setting = setting_of(config, gpus)
     stages = tuple(_fit(workload, setting_of(config, gpus, stage), machine) for stage in STAGES)
     time = step_time(workload, setting, machine)
@@ -113,8 +116,8 @@ def make_plan(config: RunConfig, gpus: int, machine: Machine) -> Plan:
         gpus=gpus,
         gpu=machine.name,
         capacity=machine.capacity,
-        micro_batch=shares.micro,
-        micro_batches=shares.accumulation,
+        micro_batch=workload.rows,
+        micro_batches=workload.chunks,
         global_batch=config.global_batch_size,
         steps=config.steps,
         zero_stage=config.zero_stage,

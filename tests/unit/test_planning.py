@@ -24,7 +24,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.planning.communication import Bandwidth, Network, messages
 from mmpretrain.planning.machines import MACHINES, machine_named
 from mmpretrain.planning.memory import GIB, setting_of, step_memory
-from mmpretrain.planning.plan import make_plan, share_batch
+from mmpretrain.planning.plan import plan_of, share_batch
 from mmpretrain.planning.recorder import Collective, Operation, Recorder, Work
 from mmpretrain.planning.stand_ins import build_model, make_batch, make_fake, resolve_model
 from mmpretrain.planning.step_time import model_flops, work_seconds
@@ -66,15 +66,16 @@ def test_flops_of_four_modalities_and_their_objectives_are_those_pytorch_counts(
     assert (encoding.forward.flops, encoding.backward.flops) == counted(run.model_copy(update={"engine": engine}))
 
 
+NARROW = [f"model.towers.{tower}.{size}" for tower in ("image", "text") for size in ("width=64", "depth=2", "heads=4")]
 SMALL_COCA = (
     *("micro_batch_size=2", "global_batch_size=4", "engine.activation_checkpointing=none", "precision=fp32"),
-    *("model.towers.image.stem.image_size=32", "model.towers.image.depth=2", "model.towers.text.depth=2"),
-    *("model.towers.text.stem.context_length=12", "objectives.caption.depth=2", "data.tokenizer.path=null"),
+    *("model.towers.image.stem.image_size=32", "model.towers.text.stem.context_length=12", "model.embed_dim=64"),
+    *("objectives.caption.depth=2", "objectives.caption.heads=4", "data.tokenizer.path=null"),
 )
 
 
 def test_flops_of_a_decoder_that_looks_at_pictures_are_those_pytorch_counts():
-    run = config("coca-base", *SMALL_COCA)
+    run = config("coca-base", *NARROW, *SMALL_COCA)
     encoding = measure(run, BatchPlan(4, 2, World(0, 2))).encoding
     assert (encoding.forward.flops, encoding.backward.flops) == counted(run)
 
@@ -105,15 +106,14 @@ def test_a_step_in_chunks_is_its_chunks_and_one_loss():
     assert recorder.work.flops == expected
 
 
-@pytest.mark.parametrize(("name", "gigaflops"), [("clip-vit-b32", 44.3), ("clip-vit-l14", 526)])
-def test_a_published_architecture_takes_its_known_flops(name, gigaflops):
+def test_a_published_architecture_takes_its_known_flops():
     """Forward and backward of a pair at 77 words: open_clip's model_profile.csv, its backward twice its forward."""
-    run = config(name)
+    run = config("clip-vit-l14")
     model = build_model(run, run.model)
     with FakeTensorMode():
         make_fake(model)
         encoding, _ = measure_encoding(model, make_batch(batch_fields(run, run.model), 2), checkpointed=False)
-    assert (encoding.forward.flops + encoding.backward.flops) / 2e9 == pytest.approx(gigaflops, rel=0.005)
+    assert (encoding.forward.flops + encoding.backward.flops) / 2e9 == pytest.approx(526, rel=0.005)
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,9 @@ def test_memory_is_what_real_steps_allocate(name, allocated):
 def test_matching_draws_negatives_from_all_ranks_in_a_plan():
     """Rows are chosen by values that a plan does not have."""
     run = config("demo", "objectives={itm: {kind: itm}}", "micro_batch_size=4", "global_batch_size=16")
-    others = {"objectives": {"itm": run.objectives["itm"]}}
-    run = run.model_copy(update=others)
+    codecs = {name: codec for name, codec in run.data.codecs.items() if name != "answer"}
+    data = run.data.model_copy(update={"codecs": codecs})
+    run = run.model_copy(update={"objectives": {"itm": run.objectives["itm"]}, "data": data})
     workload = measure(run, BatchPlan(16, 4, World(0, 4)))
     sent = Counter(message.kind for message in workload.joining.collectives.elements())
     assert sent["broadcast"] == 2 * 3 * 4, "tokens, pooled vectors and masks of two sides, from each of 4 ranks"
@@ -192,7 +193,7 @@ def test_a_kernel_takes_the_longer_of_arithmetic_and_memory():
 
 def test_samples_in_a_second_times_their_flops_are_the_mfu(demo):
     run, workload = demo
-    plan = make_plan(run, 2, H100)
+    plan = plan_of(run, workload, 2, H100)
     assert plan.mfu == pytest.approx(model_flops(workload) * plan.samples_per_s / 2 / 989e12)
     assert plan.gpu_hours == pytest.approx(run.steps * plan.time.total * 2 / 3600)
     assert plan.checkpoint_bytes == 12 * plan.parameters.trained, "a master and two moments of each parameter"
@@ -202,7 +203,7 @@ def test_a_run_that_does_not_fit_is_told_what_each_change_would_take(demo):
     run, workload = demo
     full = step_memory(workload, setting_of(run, 2)).total
     small = replace(H100, memory=full - 1, reserved=0.0)
-    plan = make_plan(run, 2, small)
+    plan = plan_of(run, workload, 2, small)
     assert not plan.chosen.fits
     told = {each.change.split("=")[0]: each for each in plan.advice}
     assert {"micro_batch_size", "engine.activation_checkpointing", "zero_stage", "engine.offload"} <= told.keys()
@@ -217,7 +218,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(demo):
     run, workload = demo
     two, three = (step_memory(workload, replace(setting_of(run, 2), micro=size)).total for size in (2, 3))
     between = replace(H100, memory=(two + three) / 2, reserved=0.0)
-    assert make_plan(run, 2, between).chosen.largest_micro_batch == 2
+    assert plan_of(run, workload, 2, between).chosen.largest_micro_batch == 2
 
 
 def test_gpus_that_cannot_share_a_batch_are_refused_with_what_to_change():
