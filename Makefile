@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint slurm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The launcher is tested on a real Slurm cluster on this machine; where it cannot be installed those tests are skipped,
 # and the last lines of the tests name them.

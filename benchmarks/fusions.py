@@ -34,7 +34,7 @@ COMPARED = 10
 """Steps whose losses under both stages are compared; rounding in another order drives longer runs apart."""
 TOLERANCE = 1e-3
 """Largest relative difference of those losses."""
-SIZE = {"width": 64, "heads": 4}
+SIZE = {"width": 64, "heads": 4, "mlp_ratio": 2}
 CHOSEN = {"question": ["audio", "image", "video"], "image": ["question"], "video": ["question"], "audio": ["question"]}
 """The question looks at all media, each medium at the question alone."""
 

@@ -79,8 +79,8 @@ def our_batches(tars: Path, tokenizer: Path) -> Iterator[object]:
 
     inputs = {"image": FieldSpec((3, SIZE, SIZE), "uint8"), "text": FieldSpec((CONTEXT,), "int64")}
     codecs = {
-        "image": ImageCodecConfig(crop_scale=(0.9, 1.0)).build(inputs, None),
-        "text": TextCodecConfig().build(inputs, str(tokenizer)),
+        "image": ImageCodecConfig(crop_scale=(0.9, 1.0)).codec(inputs, None),
+        "text": TextCodecConfig().codec(inputs, str(tokenizer)),
     }
     config = DataConfig(train=MixtureConfig(sources={"photos": SourceConfig(shards=(str(tars),))}), workers=1)
     for (batch,) in build_loader(config, codecs, BatchPlan(BATCH, BATCH, World()), 0, 0, 10**6):

@@ -151,7 +151,7 @@ class Loader:
         steps = range(self.start_step, self.micro_batches.steps)
         batches = _batches(self._data_loader())
         with fetching_ahead(
-            self.micro_batches.rows, map(self._positions, steps), plan.global_batch, self.cache
+            self.micro_batches.rows.order, map(self._positions, steps), plan.global_batch, self.cache
         ) as step_done:
             for _ in steps:
                 yield [next(batches) for _ in range(plan.accumulation)]

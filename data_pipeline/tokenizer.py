@@ -79,12 +79,12 @@ def train_tokenizer(
     return _save(tokenizer, out_dir)
 
 
-def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerFast":
-    """A local folder's or the hub's fast tokenizer; code of its own is never run."""
+def load_tokenizer(name: str | Path, local_only: bool = False) -> "PreTrainedTokenizerFast":
+    """A local folder's or the hub's fast tokenizer; code of its own is never run. `local_only`: nothing is fetched."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds to import; workers do without
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_only)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer {str(name)!r} cannot be loaded ({_first_line(error)}); give a folder that holds a "

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import bad_nodes
-from launcher.history import Ending, History
-from launcher.progress import duration
+from launcher import bad_nodes, pace
+from launcher.history import Attempt, Ending, History
+from launcher.spec import job_file, read_spec
 from launcher.status import RunStatus, status_of
 from mmpretrain.core import run_files
 
@@ -31,7 +31,7 @@ SIGNS = (
     Sign(
         r"CUDA out of memory|OutOfMemoryError",
         "a GPU ran out of memory",
-        "mmpretrain submit CONFIG ... micro_batch_size=HALF engine.activation_checkpointing=true",
+        "mmpretrain submit CONFIG ... micro_batch_size=HALF engine.activation_checkpointing=block",
     ),
     Sign(
         r"oom[-_ ]kill|Out of memory: Killed|Exceeded job memory limit",
@@ -116,9 +116,19 @@ def findings(run: Path, status: RunStatus) -> Iterator[str]:
         yield f"the run gave up after step {outcome.step}: {outcome.message}"
     if remembered := bad_nodes.known(run.parent):
         yield f"nodes avoided since they failed a check: {', '.join(remembered)} ({run.parent / bad_nodes.FILE})"
+    warned = list(_pace_warnings(run, past, status))
+    yield from warned
     beat = status.heartbeat
     if beat is not None and status.state == "running" and beat.step_s is not None:
-        yield f"{beat.step} of {beat.last_step} steps done, {duration(beat.step_s)} a step; all is well"
+        well = "" if warned else "; all is well"
+        yield f"{beat.step} of {beat.last_step} steps done, {beat.step_s:.3g} s a step{well}"
+
+
+def _pace_warnings(run: Path, past: list[Attempt], status: RunStatus) -> Iterator[str]:
+    """Of a run that has still to go on."""
+    found = pace.measured(past, status.heartbeat)
+    if found is not None and status.state != "completed" and job_file(run).is_file():
+        yield from pace.warnings(read_spec(run), found)
 
 
 def _signs(run: Path) -> Iterator[tuple[Sign, str]]:

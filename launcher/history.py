@@ -67,12 +67,20 @@ class Attempt:
     """Steps of the newest checkpoint when it ended."""
     bad_nodes: tuple[str, ...] = field(default=())
     first_step_s: float | None = None
-    """Seconds until the first new step was finished; None where none was."""
+    """Seconds from its beginning until the first new step was finished; None where none was."""
+    asked: float | None = None
+    """When it was told to end, seconds since 1970; None where nobody told it."""
 
     @property
     def lost_steps(self) -> int:
         """Steps whose work has to be done again."""
         return max(0, self.step - self.saved_step)
+
+    def recovered_s(self, later: "Attempt") -> float | None:
+        """Seconds from when it was told to end, or else from its end, to the first new step of the attempt after it."""
+        if later.first_step_s is None:
+            return None
+        return later.began + later.first_step_s - (self.asked or self.ended)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class History:
         outcome = run_files.read_outcome(self.run)
         if outcome is not None and outcome.time >= left.began:  # the run had its say, its supervisor had not
             ending, reason = Ending(outcome.state), f"{outcome.reason or 'the job ended'}; {outcome.message}"
+            left = replace(left, asked=outcome.asked)
         else:
             ending = Ending.LOST
             reason = "the job ended without a word: its node died, or it was killed before it could save"
@@ -160,7 +169,7 @@ class History:
 
 
 def _attempt(row: dict[str, object]) -> Attempt:
-    values = dict(row)
+    values = {name: value for name, value in row.items() if name in Attempt.__dataclass_fields__}
     values["ending"], values["action"] = Ending(str(row["ending"])), Action(str(row["action"]))
     nodes, bad_nodes = row["nodes"], row["bad_nodes"]
     assert isinstance(nodes, list) and isinstance(bad_nodes, list)

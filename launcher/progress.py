@@ -27,6 +27,11 @@ def seconds_left(heartbeat: Heartbeat) -> float | None:
     return (heartbeat.last_step - heartbeat.step) * heartbeat.step_s
 
 
+def counted(number: int, noun: str) -> str:
+    """E.g. 1 step, 3 steps."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """E.g. 42 s, 3 min 20 s, 4 h 12 min, 2 d 3 h."""
     whole = round(seconds)

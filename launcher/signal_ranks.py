@@ -17,13 +17,14 @@ def signal_ranks(run: Path, number: int) -> int:
     here = run_files.node_name()
     count = 0
     for rank in run_files.read_ranks(run):
-        if rank.node == here and _is_rank(rank.pid):
+        if rank.node == here and is_rank(rank.pid):
             os.kill(rank.pid, number)
             count += 1
     return count
 
 
-def _is_rank(pid: int) -> bool:
+def is_rank(pid: int) -> bool:
+    """Whether a process is one that torchrun started."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

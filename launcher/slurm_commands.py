@@ -82,6 +82,11 @@ def _seconds(text: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+def minutes_spent(job: str) -> int:
+    """Whole minutes that a job has run."""
+    return (_seconds(call("squeue", "--noheader", f"--jobs={job}", "--format=%M")) or 0) // 60
+
+
 def hostnames(nodes: str) -> list[str]:
     """n[1-3] as single names."""
     return call("scontrol", "show", "hostnames", nodes).split()

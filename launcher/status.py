@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from launcher.backends.base import Standing, standing
 from launcher.history import Action, Attempt, Ending, History
@@ -22,7 +24,14 @@ _DEPTH = 4
 _MARKS = (run_files.ATTEMPTS, "launch/job.json")
 _FRESH_S = 120.0
 """A run of no launcher counts as running for so long after its last heartbeat."""
-_COLOURS = {"running": "green", "completed": "cyan", "queued": "yellow", "crashed": "red", "stopped": "red"}
+_COLOURS = {
+    "running": "green",
+    "completed": "cyan",
+    **dict.fromkeys(("queued", "starting", "ending", "submitted", "stopped", "preempted"), "yellow"),
+    **dict.fromkeys(("crashed", "fatal", "hung", "lost", "unfit"), "red"),
+}
+_FIGURES = ("step", "samples/s", "loss", "left", "attempts")
+_FOLDED = ("nodes", "detail")
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class RunStatus:
     """What can be said of one run now."""
 
     run: Path
+    name: str
+    """Short, and unlike those of its siblings."""
     state: str
     detail: str
     heartbeat: Heartbeat | None
@@ -41,10 +52,10 @@ class RunStatus:
         """As the table shows them."""
         beat = self.heartbeat
         if beat is None:
-            return (self.run.name, self.state, "", "", "", "", str(self.attempts), self.nodes, self.detail)
+            return (self.name, self.state, "", "", "", "", str(self.attempts), self.nodes, self.detail)
         left = seconds_left(beat) if self.state == "running" else None
         return (
-            self.run.name,
+            self.name,
             self.state,
             f"{beat.step}/{beat.last_step}",
             "" if beat.samples_per_s is None else f"{beat.samples_per_s:.4g}",
@@ -73,8 +84,8 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _below(child, depth - 1)
 
 
-def status_of(run: Path) -> RunStatus:
-    """Join what the run, its supervisor and the scheduler say."""
+def status_of(run: Path, roots: Sequence[Path] = ()) -> RunStatus:
+    """Join what the run, its supervisor and the scheduler say; its name is told from the root it lies in."""
     history = History(run)
     past, where = history.read(), standing(run)
     heartbeat = run_files.read_heartbeat(run)
@@ -82,7 +93,11 @@ def status_of(run: Path) -> RunStatus:
     state, detail = _state(run, where, past, current, heartbeat)
     attempts = len(past) + (current is not None) or _attempts_begun(run)
     nodes = where.nodes or (",".join(current.nodes) if current is not None and state == "running" else "")
-    return RunStatus(run, state, detail, heartbeat, attempts, nodes)
+    return RunStatus(run, _name(run, roots), state, detail, heartbeat, attempts, nodes)
+
+
+def _name(run: Path, roots: Sequence[Path]) -> str:
+    return next((str(run.relative_to(root)) for root in roots if run != root and run.is_relative_to(root)), run.name)
 
 
 def _attempts_begun(run: Path) -> int:
@@ -121,17 +136,23 @@ def _state_without_job(
     return ("crashed", "no outcome and no sign of life") if heartbeat is not None else ("submitted", "")
 
 
+def colour_of(state: str) -> str:
+    """Of a run's state, or of how an attempt ended; empty for those that are neither good nor bad."""
+    return _COLOURS.get(state, "")
+
+
 def table_of(runs: Sequence[RunStatus]) -> Table:
-    """One row for each run."""
+    """One row for each run; columns in which no run has anything are left out."""
+    headings = ("run", "state", "step", "samples/s", "loss", "left", "attempts", "nodes", "detail")
+    rows = [run.cells for run in runs]
+    shown = [number for number, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
     table = Table(box=None, pad_edge=False)
-    for heading in ("run", "state"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("step", "samples/s", "loss", "left", "attempts"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("nodes", no_wrap=True)
-    table.add_column("detail", overflow="fold")
-    for run in runs:
-        name, state, *rest = run.cells
-        colour = _COLOURS.get(state)
-        table.add_row(name, f"[{colour}]{state}[/{colour}]" if colour else state, *rest)
+    for number in shown:
+        folds = headings[number] in _FOLDED
+        justify: Literal["left", "right"] = "right" if headings[number] in _FIGURES else "left"
+        table.add_column(headings[number], justify=justify, no_wrap=not folds, overflow="fold")
+    for cells in rows:
+        texts = [Text(cell) for cell in cells]
+        texts[1].stylize(colour_of(cells[1]))
+        table.add_row(*(texts[number] for number in shown))
     return table

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from launcher.history import Action, Attempt, Ending, History
-from launcher.progress import duration
+from launcher.progress import counted, duration
 from launcher.status import RunStatus, status_of
 from mmpretrain.core.errors import ClusterError
 
@@ -46,7 +46,8 @@ def why(run: Path) -> str:
     if not attempts and current is None:
         raise ClusterError(f"{run} has no history: no launcher has run it; `mmpretrain report {run}` shows its curves")
     lines = [f"{run.name}: {status.state}" + (f", {status.detail}" if status.detail else "")]
-    lines += [line for attempt in attempts for line in _lines(attempt)]
+    followers = [*attempts[1:], None]
+    lines += [line for each in zip(attempts, followers, strict=True) for line in _lines(*each)]
     if current is not None:
         lines.append(_current_line(current, status))
     if attempts:
@@ -67,15 +68,24 @@ def goodput(attempts: Sequence[Attempt]) -> Goodput:
     return Goodput(productive, allocated, sum(one.lost_steps for one in attempts if one.ending is not Ending.COMPLETED))
 
 
-def _lines(attempt: Attempt) -> Iterator[str]:
+def _lines(attempt: Attempt, later: Attempt | None) -> Iterator[str]:
     spent = duration(attempt.ended - attempt.began)
     steps = f"steps {attempt.from_step} to {attempt.step}" if attempt.step > attempt.from_step else "no step"
     yield (
         f"  {_clock(attempt.began)}  attempt {attempt.attempt}, {spent} on {', '.join(attempt.nodes)} "
         f"(job {attempt.job}): {steps}, {attempt.ending}"
     )
-    lost = f"; {attempt.lost_steps} steps to do again" if attempt.lost_steps else ""
-    yield f"      {attempt.reason}{lost}; {_FOLLOWED[attempt.action]}"
+    lost = f"; {counted(attempt.lost_steps, 'step')} to do again" if attempt.lost_steps else ""
+    yield f"      {attempt.reason}{lost}; {_FOLLOWED[attempt.action]}{_recovery(attempt, later)}"
+
+
+def _recovery(attempt: Attempt, later: Attempt | None) -> str:
+    """How long it took without a person's help."""
+    recovered = None if later is None else attempt.recovered_s(later)
+    if recovered is None or attempt.action in (Action.DONE, Action.STOP):
+        return ""
+    since = "its end" if attempt.asked is None else "it was told to end"
+    return f", training again {duration(recovered)} after {since}"
 
 
 def _current_line(current: Attempt, status: RunStatus) -> str:
@@ -95,8 +105,8 @@ def _summary(attempts: Sequence[Attempt]) -> str:
     ]
     waited = f", {duration(sum(waits))} between jobs" if waits else ""
     return (
-        f"{len(attempts)} attempts, {good.lost_steps} steps done twice, goodput {100 * good.share:.0f}% of "
-        f"{duration(good.allocated_s)} on nodes{waited}"
+        f"{counted(len(attempts), 'attempt')}, {counted(good.lost_steps, 'step')} done twice, "
+        f"goodput {100 * good.share:.0f}% of {duration(good.allocated_s)} on nodes{waited}"
     )
 
 

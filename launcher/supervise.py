@@ -43,6 +43,8 @@ class _End:
     bad_nodes: tuple[str, ...] = ()
     first_step_s: float | None = None
     asked_by_scheduler: bool = False
+    asked: float | None = None
+    """When it was told to end."""
 
 
 class Supervisor:
@@ -53,6 +55,8 @@ class Supervisor:
         self.history = History(spec.run)
         self.asked = ""
         """What the scheduler's signal means; empty until there is one."""
+        self.asked_at: float | None = None
+        """When that signal came."""
 
     def listen(self) -> None:
         """From now on signals ask the ranks to save and stop."""
@@ -61,6 +65,7 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
+            self.asked_at = time.time()
             self.asked = self.allocation.stop_reason(number)
             run_files.ask(self.spec.run, "stop", self.asked)
 
@@ -86,14 +91,15 @@ class Supervisor:
 
     def _attempt(self, attempt: Attempt) -> _End:
         (self.spec.run / run_files.OUTCOME).unlink(missing_ok=True)
+        began = time.monotonic()
         verdict = self._preflight(attempt)
         if verdict.faults:
             return _End(Ending.UNFIT, "; ".join(verdict.faults[:5]), verdict.bad_nodes)
         if self.asked:
-            return _End(Ending.PREEMPTED, f"{self.asked}, before training began", asked_by_scheduler=True)
+            reason = f"{self.asked}, before training began"
+            return _End(Ending.PREEMPTED, reason, asked_by_scheduler=True, asked=self.asked_at)
         process = self.allocation.start(attempt.attempt, verdict.port)
         watchdog = Watchdog(self.spec.cluster.limits, run_files.read_heartbeat(self.spec.run), time.monotonic())
-        began = time.monotonic()
         stall = self._watch(process, watchdog)
         seen = watchdog.first_step_at
         return replace(self._end(attempt, process, stall), first_step_s=None if seen is None else seen - began)
@@ -139,12 +145,13 @@ class Supervisor:
         if outcome is not None:
             asked = bool(self.asked) or outcome.reason.startswith(("signal", "a signal"))
             cause = f"{self.asked or outcome.reason}; " if outcome.state == "preempted" else ""
-            return _End(Ending(outcome.state), cause + outcome.message, asked_by_scheduler=asked)
+            told = self.asked_at or outcome.asked
+            return _End(Ending(outcome.state), cause + outcome.message, asked_by_scheduler=asked, asked=told)
         if silent := self.allocation.silent_nodes():
             return _End(Ending.CRASHED, f"{', '.join(silent)} no longer answers", tuple(silent))
         if self.asked:
             reason = f"{self.asked}; the ranks ended before they could save"
-            return _End(Ending.PREEMPTED, reason, asked_by_scheduler=True)
+            return _End(Ending.PREEMPTED, reason, asked_by_scheduler=True, asked=self.asked_at)
         return _End(Ending.CRASHED, "ranks ended without an outcome; the last lines of logs/job.log say more")
 
     def _outcome(self) -> Outcome | None:
@@ -183,6 +190,7 @@ class Supervisor:
             reason=end.reason,
             bad_nodes=end.bad_nodes,
             first_step_s=end.first_step_s,
+            asked=end.asked,
         )
         measured = self.history.measured(known)
         queue_again = end.asked_by_scheduler and self.allocation.requeues

@@ -4,18 +4,22 @@ Enter: folders. Leave: a table that is drawn again each second or so, until it i
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from launcher.history import History
 from launcher.progress import duration
-from launcher.status import RunStatus, find_runs, status_of, table_of
+from launcher.status import RunStatus, colour_of, find_runs, status_of, table_of
 
 _EVENTS = 5
+_BAR_WIDTH = 30
 
 
 def top(roots: Sequence[Path], every_s: float, times: int | None = None) -> None:
@@ -31,22 +35,51 @@ def top(roots: Sequence[Path], every_s: float, times: int | None = None) -> None
 
 
 def view(roots: Sequence[Path]) -> RenderableType:
-    """The table, and what happened last."""
-    runs = [status_of(run) for run in find_runs(roots)]
-    counts: dict[str, int] = {}
+    """The table, how far the runs are that go on, and what happened last."""
+    runs = [status_of(run, roots) for run in find_runs(roots)]
+    parts: list[RenderableType] = [_head(runs), Text(), table_of(runs)]
+    for title, rows in (("on the way", _bars(runs)), ("what happened last", _events(runs))):
+        if rows is not None:
+            parts += [Text(), Text(title, style="bold"), rows]
+    return Group(*parts)
+
+
+def _head(runs: Sequence[RunStatus]) -> Text:
+    """The time, and how many runs are in each state."""
+    head = Text(time.strftime("%H:%M:%S"), style="bold")
+    for state, count in Counter(run.state for run in runs).items():
+        head.append(f"  {count} {state}", style=colour_of(state))
+    return head
+
+
+def _bars(runs: Sequence[RunStatus]) -> Table | None:
+    going = [(run, run.heartbeat) for run in runs if run.state == "running" and run.heartbeat is not None]
+    if not going:
+        return None
+    bars = Table.grid(padding=(0, 2))
+    for run, beat in going:
+        bar = ProgressBar(beat.last_step, beat.step, width=_BAR_WIDTH, complete_style="green")
+        bars.add_row(run.name, bar, f"{beat.step / max(1, beat.last_step):.0%}", beat.phase)
+    return bars
+
+
+def _events(runs: Sequence[RunStatus]) -> Table | None:
+    """The newest ends of attempts, the last one first."""
+    newest = sorted(_ended(runs), key=lambda one: -one[0])[:_EVENTS]
+    if not newest:
+        return None
+    now, table = time.time(), Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="dim", justify="right")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for ended, name, story in newest:
+        table.add_row(f"{duration(now - ended)} ago", name, story)
+    return table
+
+
+def _ended(runs: Sequence[RunStatus]) -> Iterator[tuple[float, str, Text]]:
     for run in runs:
-        counts[run.state] = counts.get(run.state, 0) + 1
-    head = Text(f"{time.strftime('%H:%M:%S')}  " + ", ".join(f"{count} {state}" for state, count in counts.items()))
-    return Group(head, Text(), table_of(runs), Text(), *_events(runs))
-
-
-def _events(runs: Sequence[RunStatus]) -> list[Text]:
-    ended = [(attempt, run.run.name) for run in runs for attempt in History(run.run).read()]
-    newest = sorted(ended, key=lambda one: one[0].ended)[-_EVENTS:]
-    now = time.time()
-    return [
-        Text(
-            f"{duration(now - attempt.ended)} ago  {name} attempt {attempt.attempt} {attempt.ending}: {attempt.reason}"
-        )
-        for attempt, name in newest
-    ]
+        for attempt in History(run.run).read():
+            story = Text(f"attempt {attempt.attempt} ")
+            story.append(attempt.ending, style=colour_of(attempt.ending))
+            yield attempt.ended, run.name, story.append(f": {attempt.reason}")

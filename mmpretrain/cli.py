@@ -11,12 +11,14 @@ from typing import Annotated
 
 import typer
 
+from mmpretrain.cli_chaos import chaos
 from mmpretrain.cli_config import config_commands
 from mmpretrain.cli_dashboard import dashboard
 from mmpretrain.cli_data import data_commands
 from mmpretrain.cli_demo import demo_commands
 from mmpretrain.cli_finetune import finetune
 from mmpretrain.cli_launch import add_launch_commands
+from mmpretrain.cli_plan import plan
 from mmpretrain.cli_use import add_use_commands
 from mmpretrain.cli_wandb import wandb_commands
 from mmpretrain.core.errors import MMPretrainError
@@ -34,8 +36,11 @@ app.add_typer(config_commands, name="config")
 app.command()(finetune)
 app.add_typer(wandb_commands, name="wandb")
 app.command()(dashboard)
+app.command()(chaos)
+app.command()(plan)
 add_launch_commands(app)
 
+Average = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights, which ema keeps.")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file, such as configs/demo.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="E.g. optimizer.lr=1e-4.")]
 
@@ -56,12 +61,13 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def eval_command(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run folder, or one of its checkpoints.")],
     overrides: Overrides = None,
+    ema: Average = False,
 ) -> None:
     """Evaluate by the tasks of the run's config, which overrides change; alone or under torchrun."""
     _choose_accelerator()
     from mmpretrain.training.evaluate import evaluate_trained
 
-    trained, figures = evaluate_trained(checkpoint, tuple(overrides or ()))
+    trained, figures = evaluate_trained(checkpoint, tuple(overrides or ()), ema)
     if world_from_env().is_main:
         typer.echo(f"step {trained.position.step}")
         width = max(map(len, figures), default=0)
@@ -76,13 +82,14 @@ def publish(
     to_hub: Annotated[str | None, typer.Option(help="Then upload it to this repository, e.g. me/model.")] = None,
     license_id: Annotated[str, typer.Option("--license", help="License as the hub names it.")] = "other",
     name: Annotated[str | None, typer.Option(help="The model's name; the folder's if left out.")] = None,
+    ema: Average = False,
 ) -> None:
     """Write the model, its exports and its card, and compare them in a fresh process before they count."""
     _choose_accelerator()
     from mmpretrain.publishing.hub import upload
     from mmpretrain.training.publish import publish_run
 
-    published = publish_run(run, to_dir, license_id, name)
+    published = publish_run(run, to_dir, license_id, name, ema)
     typer.echo(f"published {published.folder}")
     for layout, reasons in sorted(published.obstacles.items()):
         typer.echo(f"  not as {layout}: {'; '.join(reasons)}" if reasons else f"  as {layout}")

@@ -26,8 +26,8 @@ def dashboard(
     find_runs(folders)
 
     def lines() -> list[RunLine]:
-        runs = [status_of(run) for run in find_runs(folders)]
-        return [RunLine(one.run, one.state, one.cells[2:]) for one in runs]
+        runs = [status_of(run, folders) for run in find_runs(folders)]
+        return [RunLine(one.run, one.name, one.state, one.cells[2:]) for one in runs]
 
     with serve(lines, host, port) as server:
         typer.echo(f"http://{host}:{server.server_port}/  (Ctrl-C ends it)")

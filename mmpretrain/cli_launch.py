@@ -64,7 +64,8 @@ def status(folders: Roots = None) -> None:
 
     from launcher.status import find_runs, status_of, table_of
 
-    runs = [status_of(run) for run in find_runs(folders or [Path("runs")])]
+    roots = folders or [Path("runs")]
+    runs = [status_of(run, roots) for run in find_runs(roots)]
     Console(width=None if Console().is_terminal else 200).print(table_of(runs))
 
 

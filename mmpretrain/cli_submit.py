@@ -174,17 +174,19 @@ def _open_shards(jobs: Sequence[Job]) -> None:
 
 def _check_memory(jobs: Sequence[Job]) -> str:
     """An estimate in words; refuses what cannot fit."""
-    from mmpretrain.training.estimate import GIB, state_memory
+    from mmpretrain.planning.memory import GIB
+    from mmpretrain.planning.plan import state_estimate
 
     job = jobs[0]
-    memory = state_memory(job.config, job.spec.ranks)
+    parameters, memory = state_estimate(job.config, job.spec.ranks)
+    estimate = f"{parameters.total / 1e6:.1f} M parameters, states {memory.total / GIB:.2f} GiB on each rank"
     there = job.spec.cluster.gpu_memory_gib
-    if there is not None and memory.bytes_on_gpu > there * GIB:
+    if there is not None and memory.total > there * GIB:
         raise ClusterError(
-            f"{memory}, more than the {there:g} GiB of a GPU, before any activation; use more ranks, zero_stage=3 or "
+            f"{estimate}, more than the {there:g} GiB of a GPU, before any activation; use more ranks, zero_stage=3 or "
             f"engine.offload=optimizer"
         )
-    return f"{memory}; activations come on top"
+    return f"{estimate}; activations come on top (mmpretrain plan tells)"
 
 
 def cluster_of(wishes: Wishes) -> Cluster:

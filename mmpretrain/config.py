@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data_pipeline.config import DataConfig
+from mmpretrain.config_engine import AverageConfig, EngineConfig, OptimizerConfig
 from mmpretrain.core.config import Config, Rule, load_config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import kind_of, union_of
@@ -62,26 +63,6 @@ class CheckpointConfig(Config):
             )
 
 
-class OptimizerConfig(Config):
-    """AdamW with decoupled decay on matrices alone; biases, norms and scales do not decay."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    """Peak learning rate, for the whole global batch."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """Decay of the two moments; 0.95 to 0.98 for the second avoids loss spikes (arXiv 2304.13013)."""
-    eps: float = Field(1e-6, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Share of lr by which matrices shrink each step."""
-    clip_grad_norm: float = Field(1.0, ge=0)
-    """Largest norm of the whole gradient; 0: never clipped."""
-
-    def broken_rules(self) -> Iterator[Rule]:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            yield ("betas",), f"saw {list(self.betas)}, expected two numbers from 0 to below 1, e.g. [0.9, 0.98]"
-
-
 class ScheduleConfig(Config):
     """Linear warmup to the peak rate, then cosine, linear or no decay until the last step."""
 
@@ -96,17 +77,6 @@ class ScheduleConfig(Config):
     def broken_rules(self) -> Iterator[Rule]:
         if self.kind == "constant" and self.final_fraction:
             yield ("final_fraction",), "a constant schedule does not decay; remove it or use kind cosine or linear"
-
-
-class EngineConfig(Config):
-    """How the engine spends memory and bandwidth; DeepSpeed's own dict is generated from the run config."""
-
-    activation_checkpointing: bool = False
-    """Keep one activation per block and compute the rest again in backward."""
-    offload: Literal["none", "optimizer"] = "none"
-    """optimizer: moments and master weights live in CPU memory (ZeRO stage 1 and above)."""
-    deepspeed: dict[str, JsonValue] = {}
-    """Further keys of DeepSpeed's config, passed through; a key that we generate is refused."""
 
 
 class RunDataConfig(DataConfig):
@@ -191,6 +161,8 @@ class RunConfig(Config):
     data: RunDataConfig
     """Shards, tokenizer, codecs, loader."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: AverageConfig | None = None
+    """Keep a moving average of the weights, e.g. {decay: 0.9999}; null: none."""
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -199,6 +171,7 @@ class RunConfig(Config):
     def broken_rules(self) -> Iterator[Rule]:
         yield from _batch_rules(self)
         yield from _schedule_rules(self)
+        yield from _phase_rules(self)
         yield from _objective_rules(self)
         yield from _codec_rules(self)
         yield from _task_rules(self)
@@ -208,6 +181,18 @@ class RunConfig(Config):
             yield (
                 ("precision",),
                 "fp16 scales its loss in a partitioned optimizer; set zero_stage to 1 or more, or precision to bf16",
+            )
+        if self.engine.compile and self.zero_stage == 3:
+            yield (
+                ("engine", "compile"),
+                "stage 3 gathers weights inside each block, which breaks compiled graphs apart and makes them slower; "
+                "set zero_stage to 2 or less, or compile to false",
+            )
+        if self.engine.offload != "none" and self.optimizer.kind == "muon":
+            yield (
+                ("engine", "offload"),
+                "muon gathers momentum between GPUs, which it cannot in CPU memory; set offload to none, or "
+                "optimizer.kind to adamw",
             )
         if self.engine.offload != "none" and self.zero_stage == 0:
             yield (
@@ -236,6 +221,27 @@ def _schedule_rules(run: RunConfig) -> Iterator[Rule]:
         )
 
 
+def _phase_rules(run: RunConfig) -> Iterator[Rule]:
+    for modality, tower in run.model.towers.items():
+        if tower.last_phase >= run.steps:
+            yield (
+                ("model", "towers", modality),
+                f"its last phase begins at from_step {tower.last_phase}, which a run of {run.steps} steps does not "
+                f"reach; begin it sooner or raise steps",
+            )
+
+
+def _changing_grids(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:
+    for modality in modalities:
+        tower = run.model.towers.get(modality)
+        if tower is not None and tower.changes_grid:
+            yield (
+                path,
+                f"hides patches of one grid, and that of model.towers.{modality} changes over the steps; remove the "
+                f"stem's phases or the objective",
+            )
+
+
 def _objective_rules(run: RunConfig) -> Iterator[Rule]:
     if not run.objectives:
         yield ("objectives",), "there is nothing to learn; add one, e.g. itc: {kind: infonce}"
@@ -244,6 +250,7 @@ def _objective_rules(run: RunConfig) -> Iterator[Rule]:
         if not _NAME.fullmatch(name) or name in _RESERVED:
             yield path, "the name becomes a metric; use lower-case letters, digits and _, and none of max_rank"
         yield from _missing_towers(run, path, objective.modalities)
+        yield from _changing_grids(run, path, objective.fixed_grids)
         if lack := run.model.lacking_fusion(objective):
             yield path, lack
     try:

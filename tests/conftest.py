@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from no_cluster import NO_CLUSTER
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MMPRETRAIN_TEST_DATA to the folder that holds flickr1k/")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missed = [report for report in terminalreporter.getreports("skipped") if NO_CLUSTER in str(report.longrepr)]
+    if missed:
+        terminalreporter.section("NOT RUN: the launcher on a real cluster", red=True)
+        terminalreporter.line(str(missed[0].longrepr[2]) if isinstance(missed[0].longrepr, tuple) else NO_CLUSTER)
+        for report in missed:
+            terminalreporter.line(f"  {report.nodeid}")

@@ -14,7 +14,12 @@ from launcher.backends.base import Standing, record_submission
 from launcher.spec import JobSpec, JobState
 from mmpretrain.core.run_files import replace
 
-_STATES = {"PENDING": JobState.QUEUED, "RUNNING": JobState.RUNNING, "SUSPENDED": JobState.QUEUED}
+_STATES = {
+    **dict.fromkeys(("PENDING", "CONFIGURING", "SUSPENDED", "STOPPED", "REQUEUED", "REQUEUE_HOLD"), JobState.QUEUED),
+    **dict.fromkeys(("RUNNING", "RESIZING", "SIGNALING"), JobState.RUNNING),
+    **dict.fromkeys(("COMPLETING", "STAGE_OUT"), JobState.ENDING),
+}
+"""Every state of a job that is not gone."""
 
 
 class SlurmBackend:
@@ -50,9 +55,8 @@ class SlurmBackend:
         found = slurm_commands.queued_job(job)
         if found is None:
             return Standing(JobState.GONE)
-        known = _STATES.get(found.state)
-        ended = JobState.ENDING if found.state == "COMPLETING" else JobState.GONE
-        return Standing(known or ended, found.reason if known is JobState.QUEUED else "", found.nodes)
+        state = _STATES.get(found.state, JobState.GONE)
+        return Standing(state, found.reason if state is JobState.QUEUED else "", found.nodes)
 
     def cancel(self, job: str) -> None:
         slurm_commands.call("scancel", job)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-RecordT = TypeVar("RecordT")
+RecordT = TypeVar("RecordT", "Outcome", "Heartbeat", "RankProcess")
 
 State = Literal["completed", "preempted", "fatal"]
 Phase = Literal["start", "step", "save", "evaluate"]
@@ -19,6 +19,9 @@ Phase = Literal["start", "step", "save", "evaluate"]
 OUTCOME, HEARTBEAT, METRICS, ATTEMPTS = "outcome.json", "heartbeat.json", "metrics.jsonl", "attempts.jsonl"
 CONTROL, RANKS, STACKS, CHECKPOINTS = "control", "ranks", "stacks", "checkpoints"
 LEDGER, CONSUMED = "ledger.jsonl", "consumed.jsonl"
+
+PICTURES = "pictures.json"
+"""In `evaluation/`: what the newest evaluation left to look at, {name: [{"file", "caption"}]}."""
 
 _TAIL_BYTES = 65536
 
@@ -34,6 +37,8 @@ class Outcome:
     """Who asked for the stop: the text of control/stop, or the signal; empty for ends that nobody asked for."""
     time: float
     """Seconds since 1970."""
+    asked: float | None = None
+    """When the stop was asked for, seconds since 1970; None where nobody asked."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Heartbeat:
     """Seconds of the newest step."""
     samples_per_s: float | None
     time: float
+    save_s: float | None = None
+    """Seconds of the newest checkpoint of this attempt; None before the first."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,9 @@ def this_rank(rank: int) -> RankProcess:
 
 
 def _read(kind: type[RecordT], path: Path) -> RecordT | None:
+    """Fields that this version does not know are left out: a run keeps its code while what watches it may change."""
     try:
-        return kind(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        known = kind.__dataclass_fields__
+        return kind(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None

@@ -6,8 +6,9 @@ because ZeRO-3's hooks do not see into dataclasses. Importing this module does n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -86,6 +87,18 @@ class Batch:
     digest: int = 0
     """Of which samples were read for which positions (`data_pipeline.digest`), mod 2**64; those of micro-batches and
     ranks add up."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Something to look at: a file and the words beneath it."""
+
+    path: Path
+    caption: str
+
+
+Pictures = Mapping[str, Sequence[Picture]]
+"""By the name under which trackers show them, e.g. "val/retrieved"."""
 
 
 @dataclass(frozen=True)

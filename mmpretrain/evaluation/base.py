@@ -13,7 +13,7 @@ in size.
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.seeding import key_of, sample_key
-from mmpretrain.core.types import Array, Codec, TensorDict
+from mmpretrain.core.types import Array, Codec, Picture, TensorDict
 from mmpretrain.evaluation.lockstep import in_step
 from mmpretrain.modalities.base import PresenceCodec
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -64,6 +64,8 @@ class EvaluationContext:
     device: torch.device
     run_dir: Path | None = None
     """Where a task leaves files, under `evaluation/`; None: it leaves none."""
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    """What tasks leave there to look at, by name; the main rank's."""
 
     def embed(self, modality: str, fields: TensorDict) -> Tensor:
         """Unit embeddings, fp32 [B, embed_dim] on the device, of a modality's batch fields."""

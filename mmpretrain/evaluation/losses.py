@@ -10,12 +10,14 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from mmpretrain.core.collectives import all_reduce_sum
 from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.evaluation.ablation import AblatedEncoder
 from mmpretrain.evaluation.base import EvaluationContext, TaskConfig
+from mmpretrain.evaluation.rebuilt import show_rebuilt
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.base import Encoder, Objective, ObjectiveConfig
 
@@ -26,6 +28,8 @@ class LossesTaskConfig(TaskConfig):
     kind: Literal["losses"] = "losses"
     objectives: list[str] | None = None
     """Names of objectives; null: all but those that compare the rows of a batch."""
+    samples: NonNegativeInt = 8
+    """Samples of which is written out what each objective that predicts patches makes of them; 0: none."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -47,9 +51,11 @@ class LossesTaskConfig(TaskConfig):
             for name in objectives
         }
         taken = sorted({modality for each in conditions.values() for modality in each})
-        for rows in context.turns(self):
+        for turn, rows in enumerate(context.turns(self)):
             batch = context.batch(rows)
             whole: Encoder = context.model.encoder(batch)
+            if turn == 0 and self.samples:
+                show_rebuilt(context, self.prefix, objectives, whole, () if rows is None else rows.keys[: self.samples])
             without = {modality: AblatedEncoder(context.model, batch, [modality]) for modality in taken}
             for name, objective in objectives.items():
                 encoders = [whole, *(without[modality] for modality in conditions[name])]

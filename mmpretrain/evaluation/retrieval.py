@@ -53,7 +53,8 @@ class RetrievalConfig(PairsTaskConfig):
             kept = _both(pictures, captions)
             found = _found(encoded, shown, *kept)
             media, texts = (_embedded(items, ids) for items in kept)
-            write_samples(context.run_dir, found, media, texts, self.samples)
+            strips = write_samples(context.run_dir, found, media, texts, self.samples)
+            context.pictures[f"{self.prefix}/retrieved"] = strips
         return self.named(figures)
 
     def _shown(self, context: EvaluationContext, pairs: list[Pair]) -> Pair | None:

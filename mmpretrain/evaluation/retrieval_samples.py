@@ -1,7 +1,8 @@
 """A few captions with the images or videos a model finds for them, to look at.
 
 Enter: what each rank encoded. Leave: `evaluation/retrieval-samples.json`, a list of {"query", "key", "images" (paths
-relative to that file, best first), "correct" (index into images or null), "scores"}, and thumbnails beside it.
+relative to that file, best first), "correct" (index into images or null), "scores"}, and thumbnails beside it; of each
+caption a strip of its pictures, for trackers.
 """
 
 import io
@@ -15,11 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from mmpretrain.core.collectives import gather_objects, rank
+from mmpretrain.core.types import Picture
 from mmpretrain.evaluation.lockstep import first_index, gather_ragged, lengths
 from mmpretrain.evaluation.ranking import Embedded, top_rows
 
 THUMBNAIL_SIDE = 112
 IMAGES_SHOWN = 5
+FRAME = 4
+RIGHT = (22, 163, 74)
 Record = dict[str, str | list[str] | list[float] | int | None]
 
 
@@ -44,8 +48,8 @@ def thumbnail(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def write_samples(run_dir: Path, found: Found, media: Embedded, captions: Embedded, count: int) -> None:
-    """Write the samples from rank 0. Communicates."""
+def write_samples(run_dir: Path, found: Found, media: Embedded, captions: Embedded, count: int) -> list[Picture]:
+    """Write the samples from rank 0, which gets the strips. Communicates."""
     mine = _chosen(len(found.captions), count)
     queries = gather_ragged(captions.vectors[mine])
     asked = [pair for part in gather_objects([_name(found, caption) for caption in mine]) for pair in part]
@@ -56,12 +60,17 @@ def write_samples(run_dir: Path, found: Found, media: Embedded, captions: Embedd
     wanted = set(nearest.flatten().tolist())
     own = {row: found.thumbnails[row - first] for row in wanted if first <= row < first + len(found.keys)}
     pictures = {row: jpeg for part in gather_objects(own) for row, jpeg in part.items()}
-    if rank() == 0:
-        records = [
-            _record(*pair, rows, hits, score)
-            for pair, rows, hits, score in zip(asked, nearest.tolist(), right.tolist(), scores.tolist(), strict=True)
-        ]
-        _write(run_dir / "evaluation", records, pictures)
+    if rank():
+        return []
+    records = [
+        _record(*pair, rows, hits, score)
+        for pair, rows, hits, score in zip(asked, nearest.tolist(), right.tolist(), scores.tolist(), strict=True)
+    ]
+    _write(run_dir / "evaluation", records, pictures)
+    return [
+        _strip(run_dir / "evaluation" / "retrieved" / f"{number:02d}.jpg", record, [pictures[row] for row in rows])
+        for number, (record, rows) in enumerate(zip(records, nearest.tolist(), strict=True))
+    ]
 
 
 def _chosen(own: int, count: int) -> list[int]:
@@ -89,8 +98,25 @@ def _path(row: int) -> str:
     return f"thumbnails/{row:08d}.jpg"
 
 
+def _strip(path: Path, record: Record, jpegs: list[bytes]) -> Picture:
+    """The pictures of a caption side by side, the right one framed."""
+    correct, side = record["correct"], THUMBNAIL_SIDE + 2 * FRAME
+    strip = Image.new("RGB", (side * len(jpegs), side), "white")
+    for place, jpeg in enumerate(jpegs):
+        if place == correct:
+            strip.paste(Image.new("RGB", (side, side), RIGHT), (place * side, 0))
+        with Image.open(io.BytesIO(jpeg)) as image:
+            inset = ((side - image.width) // 2, (side - image.height) // 2)
+            strip.paste(image, (place * side + inset[0], inset[1]))
+    path.parent.mkdir(exist_ok=True)
+    strip.save(path, quality=90)
+    found = "not among them" if not isinstance(correct, int) else f"right one at place {correct + 1}"
+    return Picture(path, f"{record['query']} ({found})")
+
+
 def _write(folder: Path, records: list[Record], pictures: dict[int, bytes]) -> None:
-    shutil.rmtree(folder / "thumbnails", ignore_errors=True)
+    for old in ("thumbnails", "retrieved"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     (folder / "thumbnails").mkdir(parents=True)
     for row, jpeg in pictures.items():
         (folder / _path(row)).write_bytes(jpeg)

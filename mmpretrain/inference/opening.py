@@ -5,19 +5,17 @@ Refused: folders that hold none of these, another library's model, damaged files
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModel
-from transformers.utils import logging
 
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.inference.model import Model
 from mmpretrain.inference.processor import Processor
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
+from mmpretrain.models.quiet import no_progress_bar
 
 
 def load(source: str | Path, device: str | None = None) -> Model:
@@ -43,24 +41,12 @@ def _published(path: Path, device: torch.device) -> Model:
             "`mmpretrain publish` wrote"
         )
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             network = AutoModel.from_pretrained(path, dtype=torch.float32)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"the weights of {path} cannot be loaded: {error}") from error
     assert isinstance(network, MultimodalTransformer)
     return Model(network, Processor.from_pretrained(path), path, device)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one for the weights of a small model too."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _trained(path: Path, device: torch.device) -> Model:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmpretrain.layers import products
 from mmpretrain.layers.initialization import BlockScales, Linear
+from mmpretrain.layers.kernels import kernel_device
 
 LONGEST_BY_MATMUL = 512
 """Keys up to which plain matrix products serve bf16 on a CPU: SDPA's kernel there takes 2 to 4 times as long for a
@@ -25,7 +26,7 @@ def _split_heads(joined: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Attention over heads [B, H, L, D / H], joined again to [B, L, D]."""
     bias = None if mask is None else mask[:, None, None, :]
-    in_bf16_on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    in_bf16_on_cpu = kernel_device(query.device) == "cpu" and query.dtype == torch.bfloat16
     if in_bf16_on_cpu and not products.has_bf16_products():
         mixed = products.attention(query, key, value, bias, causal)
     elif in_bf16_on_cpu and key.shape[2] <= LONGEST_BY_MATMUL:

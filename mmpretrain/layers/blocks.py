@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmpretrain.layers.attention import CrossAttention, SelfAttention
 from mmpretrain.layers.initialization import BlockScales, Linear
+from mmpretrain.layers.recompute import Recompute, checkpoint_options
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 
@@ -45,12 +46,16 @@ class MLP(nn.Module):
 
 
 class CheckpointedBlock(nn.Module):
-    """A block that, switched on and training, keeps only its inputs and computes again in the backward.
+    """A block that, switched on and training, keeps little of its forward and computes the rest again in the backward.
 
-    The attribute has the name transformers looks for, so its own switch works on these blocks too.
+    The first attribute has the name transformers looks for, so its own switch works on these blocks too.
     """
 
     gradient_checkpointing = False
+    recompute: Recompute = "block"
+    """What is computed again where checkpointing is on."""
+    is_one = True
+    """Whether it is a unit of its own, which `run` computes; else it is a row of units."""
 
     def run(self, *inputs: object) -> Tensor:
         """The block's own work."""
@@ -58,13 +63,15 @@ class CheckpointedBlock(nn.Module):
 
     def forward(self, *inputs: object) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            recomputed: Tensor = checkpoint(self.run, *inputs, use_reentrant=False)
+            recomputed: Tensor = checkpoint(self.run, *inputs, **checkpoint_options(self.recompute))
             return recomputed
         return self.run(*inputs)
 
 
 class CheckpointedChain(CheckpointedBlock):
     """Modules one after the other under their own names, each a unit of checkpointing if it has parameters."""
+
+    is_one = False
 
     def __init__(self, links: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -81,7 +88,7 @@ class CheckpointedChain(CheckpointedBlock):
         if whole or not (self.gradient_checkpointing and self.training):
             passed: Tensor = link(values)
             return passed
-        recomputed: Tensor = checkpoint(link, values, use_reentrant=False)
+        recomputed: Tensor = checkpoint(link, values, **checkpoint_options(self.recompute))
         return recomputed
 
 

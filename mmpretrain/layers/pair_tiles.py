@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmpretrain.layers.kernels import kernel_device
+
 FAR_BELOW = -1.0e4
 """Added to the logits of absent rows and columns: exp of it is 0 in fp32 and fp64, and, unlike with -inf, sums over
 nothing but absent entries stay finite."""
@@ -41,7 +43,7 @@ def tile_edge(edge: int | None, device: torch.device) -> int:
     """The wanted edge, or where none is wanted one that fills the device's caches."""
     if edge is not None:
         return edge
-    return _EDGE_CPU if device.type == "cpu" else _EDGE_ACCELERATOR
+    return _EDGE_CPU if kernel_device(device) == "cpu" else _EDGE_ACCELERATOR
 
 
 def tiles(num_rows: int, num_columns: int, edge: int) -> Iterator[Tile]:

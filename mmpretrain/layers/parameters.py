@@ -1,11 +1,14 @@
 """Small modules that own one bare parameter each and use it in their own forward, where ZeRO-3 gathers it."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import init
 
 from mmpretrain.layers import products
 from mmpretrain.layers.initialization import WORD_STD
+from mmpretrain.layers.resampling import Grid, resample_positions
 
 
 class LearnedToken(nn.Module):
@@ -60,6 +63,18 @@ class LearnedPositions(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Add positions 0 to L - 1 to tokens [B, L, D]."""
         return tokens + self.weight[: tokens.shape[1]]
+
+
+class GridPositions(LearnedPositions):
+    """One learned vector per place of a grid, resampled for a smaller one."""
+
+    def __init__(self, grid: Grid, width: int, std: float) -> None:
+        super().__init__(math.prod(grid), width, std)
+        self.grid = grid
+
+    def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        """Add the positions of `grid`, None: its own, to tokens [B, L, D]."""
+        return tokens + resample_positions(self.weight, self.grid, grid or self.grid)
 
 
 class SpaceTimePositions(nn.Module):

@@ -5,6 +5,7 @@ Shape legend: B rows, C channels, p patch size, L patches in row order.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,6 +24,12 @@ def cut_tubes(clips: Tensor, depth: int, patch: int) -> Tensor:
     rows, frames, channels, height, width = clips.shape
     shape = (rows, frames // depth, depth, channels, height // patch, patch, width // patch, patch)
     return clips.reshape(shape).permute(0, 1, 4, 6, 3, 2, 5, 7).reshape(rows, -1, channels * depth * patch * patch)
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """uint8 images [B, C, H, W] at height and width `size`, bicubic with antialiasing: fp32 from 0 to 255."""
+    resized = functional.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
+    return resized.clamp(0, 255)
 
 
 class Normalise(nn.Module):
@@ -45,5 +52,5 @@ class Normalise(nn.Module):
         self.shift.copy_(-mean / std)
 
     def forward(self, values: Tensor) -> Tensor:
-        """Normalise uint8 values [..., C repeat]."""
+        """Normalise values from 0 to 255, [..., C repeat]."""
         return torch.addcmul(self.shift, values.float(), self.scale)

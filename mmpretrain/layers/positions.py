@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpretrain.core.errors import ConfigError
+from mmpretrain.layers.resampling import Grid, resample_positions
 
 _SHARES = {1: (1.0,), 2: (1 / 2, 1 / 2), 3: (3 / 8, 3 / 8, 1 / 4)}
 """Parts of the width for each number of axes, the last axis first: of video, time gets a quarter."""
@@ -49,6 +50,6 @@ class SinCosPositions(nn.Module):
     def reset_parameters(self) -> None:
         self.table.copy_(sincos(self.grid, self.table.shape[1]))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Add the grid's positions to tokens [B, L, D]."""
-        return tokens + self.table
+    def forward(self, tokens: Tensor, grid: Grid | None = None) -> Tensor:
+        """Add the positions of its grid, or those resampled for another one, to tokens [B, L, D]."""
+        return tokens + resample_positions(self.table, self.grid, grid or self.grid)

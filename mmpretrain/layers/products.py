@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from mmpretrain.layers.kernels import kernel_device
+
 
 @cache
 def has_bf16_products() -> bool:
@@ -36,7 +38,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ca
 
 def _is_emulated(inputs: Tensor) -> bool:
     return (
-        inputs.device.type == "cpu"
+        kernel_device(inputs.device) == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and inputs.dtype in (torch.float32, torch.bfloat16)

@@ -30,6 +30,11 @@ class Stem(nn.Module):
         """Map inputs [B, ...] as the batch holds them (uint8 pixels, int64 ids) to tokens [B, L, D]."""
         raise NotImplementedError
 
+    @property
+    def tokens_now(self) -> int:
+        """L in the step at hand, of a stem whose inputs are smaller at first."""
+        return self.num_tokens
+
     def token_mask(self, mask: Tensor) -> Tensor:
         """Map the mask of the inputs as the batch holds it to that of the tokens, bool [B, L]."""
         return mask
@@ -73,6 +78,11 @@ class StemConfig(Config):
     @abstractmethod
     def input_field(self) -> FieldSpec:
         """Shape and dtype of one input row: what the codec must produce."""
+
+    @property
+    def last_phase(self) -> int:
+        """Step from which on nothing about the inputs changes any more."""
+        return 0
 
     def with_tokenizer(self, facts: TokenizerFacts) -> Self:
         """This config with what it left to the tokenizer filled in; stems without words return themselves."""
@@ -125,10 +135,19 @@ class CodecConfig(Config):
     def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> Decoder:
         """What decodes the fields of `inputs` for its modality; `tokenizer`: a local folder or hub name."""
 
+    def fields(self, inputs: Mapping[str, FieldSpec]) -> Mapping[str, FieldSpec]:
+        """What its codec makes, told without the tokenizer."""
+        return self.codec(inputs, None).fields
+
     def codec(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "PresenceCodec":
         """`build`, for samples with the modality and without."""
         decoder = self.build(inputs, tokenizer)
         return PresenceCodec(self.makes, decoder, self.missing == "refuse", self.drop, {} if self.keep else None)
+
+
+def with_presence(modality: str, fields: Mapping[str, FieldSpec]) -> Mapping[str, FieldSpec]:
+    """The fields of a decoder, and the one that tells which rows have the modality."""
+    return {**fields, f"{modality}.present": FieldSpec((), "bool")}
 
 
 @dataclass(frozen=True)
@@ -144,7 +163,7 @@ class PresenceCodec:
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        return {**self.decoder.fields, f"{self.modality}.present": FieldSpec((), "bool")}
+        return with_presence(self.modality, self.decoder.fields)
 
     @property
     def extensions(self) -> frozenset[str]:

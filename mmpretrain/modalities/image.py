@@ -7,12 +7,12 @@ themselves. Refused: members that are no image; an image size that the patch siz
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,10 +22,18 @@ from mmpretrain.core.image_bytes import EncodedImage, Pixels, read_header
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.layers.initialization import Linear
-from mmpretrain.layers.parameters import LearnedPositions
-from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD, Normalise, cut_patches
+from mmpretrain.layers.parameters import GridPositions
+from mmpretrain.layers.phases import Moment, Phased, from_the_start, phase_at
+from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD, Normalise, cut_patches, shrink
 from mmpretrain.layers.positions import SinCosPositions
 from mmpretrain.modalities.base import CodecConfig, PatchStem, StemConfig
+
+
+class SizePhase(Moment):
+    """How large images are from a step on."""
+
+    image_size: PositiveInt
+    """Height and width in pixels, to which the device shrinks them."""
 
 
 class PatchesStemConfig(StemConfig):
@@ -36,6 +44,9 @@ class PatchesStemConfig(StemConfig):
     """Height and width of the images in pixels."""
     patch_size: int = Field(16, gt=0)
     """Height and width of a patch in pixels."""
+    phases: Annotated[tuple[SizePhase, ...], AfterValidator(from_the_start)] = ()
+    """Smaller images at first, e.g. [{from_step: 0, image_size: 112}, {from_step: 9000, image_size: 224}] (CLIPA,
+    arXiv 2305.07017); the last phase has image_size, which evaluation always has."""
     bias: bool = False
     """Give the patch projection a bias (SigLIP, MAE)."""
     positions: Literal["learned", "sincos"] = "learned"
@@ -54,6 +65,26 @@ class PatchesStemConfig(StemConfig):
             )
         return self
 
+    def broken_rules(self) -> Iterable[Rule]:
+        for index, phase in enumerate(self.phases):
+            size = phase.image_size
+            if size % self.patch_size or size > self.image_size:
+                yield (
+                    ("phases", index, "image_size"),
+                    f"{size} is no multiple of patch_size {self.patch_size} up to image_size {self.image_size}; use "
+                    f"{min(self.image_size, max(1, size // self.patch_size) * self.patch_size)}",
+                )
+        if self.phases and self.phases[-1].image_size != self.image_size:
+            yield (
+                ("phases",),
+                f"the last phase has images of {self.phases[-1].image_size} pixels, and evaluation has image_size "
+                f"{self.image_size}; end with a phase of {self.image_size}",
+            )
+
+    @property
+    def last_phase(self) -> int:
+        return self.phases[-1].from_step if self.phases else 0
+
     @property
     def modality(self) -> str:
         return "image"
@@ -66,13 +97,14 @@ class PatchesStemConfig(StemConfig):
         return PatchesStem(self, width)
 
 
-class PatchesStem(PatchStem):
+class PatchesStem(PatchStem, Phased):
     """The convolution of a ViT's stem as a reshape and one matrix product, whose result is contiguous."""
 
     def __init__(self, config: PatchesStemConfig, width: int) -> None:
         super().__init__()
         size = config.patch_size
         self.patch_shape = (3, size, size)
+        self.phases = config.phases or (SizePhase(from_step=0, image_size=config.image_size),)
         edge = config.image_size // size
         self.grid = (edge, edge)
         self.num_tokens = edge * edge
@@ -80,17 +112,32 @@ class PatchesStem(PatchStem):
         fan_in = math.prod(self.patch_shape)
         self.project = Linear(fan_in, width, std=(3 * fan_in) ** -0.5, bias=config.bias)
         self.positions: nn.Module = (
-            LearnedPositions(self.num_tokens, width, std=width**-0.5)
+            GridPositions(self.grid, width, std=width**-0.5)
             if config.positions == "learned"
             else SinCosPositions(self.grid, width)
         )
+        self.begin_step(0)
+
+    def begin_step(self, step: int) -> None:
+        self.size = phase_at(self.phases, step).image_size
+
+    @property
+    def tokens_now(self) -> int:
+        return math.prod(self._grid_now)
+
+    @property
+    def _grid_now(self) -> tuple[int, int]:
+        edge = self.size // self.patch_shape[-1] if self.training else self.grid[0]
+        return (edge, edge)
 
     def patchify(self, inputs: Tensor) -> Tensor:
         patches: Tensor = self.normalise(cut_patches(inputs, self.patch_shape[-1]))
         return patches
 
     def forward(self, inputs: Tensor) -> Tensor:
-        tokens: Tensor = self.positions(self.project(self.patchify(inputs)))
+        if self._grid_now != self.grid:
+            inputs = shrink(inputs, self.size)
+        tokens: Tensor = self.positions(self.project(self.patchify(inputs)), self._grid_now)
         return tokens
 
 

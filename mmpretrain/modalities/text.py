@@ -18,7 +18,7 @@ from mmpretrain.core.errors import AbsentError, ConfigError
 from mmpretrain.core.types import Array, FieldSpec, TokenizerFacts
 from mmpretrain.layers.initialization import TEXT_POSITION_STD
 from mmpretrain.layers.parameters import LearnedPositions, WordEmbedding
-from mmpretrain.modalities.base import CodecConfig, StemConfig, WordStem
+from mmpretrain.modalities.base import CodecConfig, StemConfig, WordStem, with_presence
 
 
 class EmbeddingsStemConfig(StemConfig):
@@ -104,6 +104,9 @@ class TextCodecConfig(CodecConfig):
     def makes(self) -> str:
         return self.field
 
+    def fields(self, inputs: Mapping[str, FieldSpec]) -> Mapping[str, FieldSpec]:
+        return with_presence(self.field, _ids_and_mask(self.field, *inputs[self.field].shape))
+
     def build(self, inputs: Mapping[str, FieldSpec], tokenizer: str | None) -> "TextCodec":
         if tokenizer is None:
             raise ConfigError("the text codec needs a tokenizer; set data.tokenizer.path to a folder or a hub name")
@@ -124,7 +127,7 @@ class TextCodec:
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
-        return {self.field: FieldSpec((self.length,), "int64"), f"{self.field}.mask": FieldSpec((self.length,), "bool")}
+        return _ids_and_mask(self.field, self.length)
 
     @property
     def extensions(self) -> frozenset[str]:
@@ -148,6 +151,10 @@ class TextCodec:
         ids = np.array([text.ids for text in encoded], np.int64).reshape(-1, self.length)
         mask = np.array([text.attention_mask for text in encoded], np.bool_).reshape(-1, self.length)
         return {self.field: ids, f"{self.field}.mask": mask}
+
+
+def _ids_and_mask(field: str, length: int) -> Mapping[str, FieldSpec]:
+    return {field: FieldSpec((length,), "int64"), f"{field}.mask": FieldSpec((length,), "bool")}
 
 
 def _fixed_length(name: str, length: int) -> Tokenizer:

@@ -60,8 +60,10 @@ class ChunkEncoder:
     def tower(self, modality: str, *, ids: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
         request = (modality, None if ids is None else id(ids), None if keep is None else id(keep))
         if request not in self._outputs:
+            tower, mask = self._tower(modality), self._counting(modality)
             inputs = self._batch[modality] if ids is None else ids
-            self._outputs[request] = self._tower(modality)(inputs, self._counting(modality), keep)
+            shown = tower.kept_tokens(self._batch.get("draw"), mask) if keep is None else keep
+            self._outputs[request] = tower(inputs, mask, shown)
             self._alive += [ids, keep]
         return self._outputs[request]
 

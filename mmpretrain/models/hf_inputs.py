@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import TensorDict
+from mmpretrain.layers.padding import MULTIPLE
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD, Normalise
 
 Channels = tuple[float, float, float]
@@ -138,6 +139,18 @@ def is_causal(pattern: PreTrainedModel) -> bool:
         rows = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
         first, second = one_layer(pattern)(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state[:, 0]
     return torch.allclose(first, second, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def ignores_padding(pattern: PreTrainedModel, length: int, pooled: bool) -> bool:
+    """Whether further columns of padding change nothing of what is said of words, and of the model's own pooled output
+    where that is `pooled`; measured on one fresh layer, for encoders that mix or count whole rows do not tell."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        layer, mask = one_layer(pattern), (torch.arange(length) < 4)[None].long()
+        ids = torch.where(mask.bool(), torch.arange(5, 5 + length), pattern.config.pad_token_id or 0)
+        cuts = [layer(input_ids=ids[:, :n], attention_mask=mask[:, :n]) for n in (length, min(length, MULTIPLE))]
+    told = [[cut.last_hidden_state[:, :4], *((cut.pooler_output,) if pooled else ())] for cut in cuts]
+    return all(torch.allclose(whole, short, rtol=0, atol=1e-5) for whole, short in zip(*told, strict=True))
 
 
 def check_length(encoder: PreTrainedModel, length: int, name: str) -> None:

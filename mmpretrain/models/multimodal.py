@@ -23,6 +23,8 @@ from mmpretrain.core.registry import discover
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.blocks import CheckpointedBlock
 from mmpretrain.layers.initialization import Linear, Resettable
+from mmpretrain.layers.phases import Phased
+from mmpretrain.layers.recompute import Recompute, checkpoint_options
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.encoding import ChunkEncoder, run_fusion
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -82,7 +84,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         self.objectives = nn.ModuleDict({name: each.build(self.facts) for name, each in objectives.items()})
         self._keys_to_ignore_on_load_missing = [rf"^{prefix}" for prefix in self._scaffolding()]
         self._weights = {name: objective.weight for name, objective in objectives.items()}
-        self.weigh(0)
+        self.begin_step(0)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -116,11 +118,24 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
         `loss` is the sum over objectives of weight * sum * scales[objective]. Objectives may communicate.
         """
-        with self._autocast(micro_batches[0]):
+        with self.autocast(micro_batches[0]):
             parts = self._encode_all(micro_batches)
         if self.when_encoded is not None:
             self.when_encoded()
-        fuse = partial(self._fuse_rows, at_once=_rows(micro_batches[0]) if len(micro_batches) > 1 else None)
+        return self.join(parts, scales, _rows(micro_batches[0]) if len(micro_batches) > 1 else None)
+
+    def encode(self, batch: TensorDict) -> TensorDict:
+        """What all objectives make of one chunk, as "<objective>/<part>"; run it under `autocast`."""
+        encoder = self.encoder(batch)
+        return {
+            f"{name}/{key}": part
+            for name, objective in self.objectives_by_name().items()
+            for key, part in objective.encode(encoder).items()
+        }
+
+    def join(self, parts: TensorDict, scales: TensorDict, at_once: int | None = None) -> TensorDict:
+        """What `forward` gives, from the parts of all rows; those fused anew are fused `at_once` at a time."""
+        fuse = partial(self._fuse_rows, at_once=at_once)
         outputs: TensorDict = {}
         figures: dict[str, TensorDict] = {}
         losses = []
@@ -132,9 +147,12 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             figures[name] = objective.metrics(own)
         return {"loss": torch.stack(losses).sum()} | outputs | _named_metrics(figures)
 
-    def weigh(self, step: int) -> None:
-        """Let objectives weigh from now on what they are to weigh in step `step`, counted from 0."""
+    def begin_step(self, step: int) -> None:
+        """Let objectives weigh, and towers see, from now on what they are to in step `step`, counted from 0."""
         self.weights = {name: weight_at(weight, step) for name, weight in self._weights.items()}
+        for module in self.modules():
+            if isinstance(module, Phased):
+                module.begin_step(step)
 
     def after_step(self, step: int, average: Average) -> None:
         """Let every objective do what it does after step number `step`, or before the first (0). Communicates."""
@@ -149,6 +167,18 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             if not name.startswith(tuple(self._scaffolding()))
         }
 
+    def trimmed(self, batch: TensorDict) -> TensorDict:
+        """The batch without the last columns of texts that are padding in all of its rows, for towers that do not see
+        padding. Looks at values, so call it before they go to a device; lengths may then differ between micro-batches
+        and ranks."""
+        short: TensorDict = {}
+        for name, tower in self._read_by().items():
+            mask = batch.get(f"{name}.mask")
+            columns = None if mask is None else tower.columns(batch[name], mask)
+            if columns is not None and columns < batch[name].shape[1]:
+                short |= {key: batch[key][:, :columns].contiguous() for key in (name, f"{name}.mask")}
+        return batch | short
+
     def counts(self, micro_batches: Sequence[TensorDict]) -> TensorDict:
         """Targets of each objective in this rank's rows, fp32 []; does not communicate."""
         return {
@@ -159,7 +189,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
     def embed(self, modality: str, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Unit embeddings of inputs as the batch holds them: fp32 [B, embed_dim]."""
         batch = {modality: inputs} if mask is None else {modality: inputs, f"{modality}.mask": mask}
-        with self._autocast(batch):
+        with self.autocast(batch):
             return self.encoder(batch).embed(modality)
 
     def encoder(self, batch: TensorDict) -> Encoder:
@@ -168,14 +198,14 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         projected_by = {name: projections[tower] for name, tower in self.readers.items()}
         return ChunkEncoder(self._read_by(), projected_by, self.fusion, batch)
 
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the inputs of every transformer block while training, and compute the rest again."""
+    def set_activation_checkpointing(self, policy: Recompute) -> None:
+        """Keep of every transformer block in training only what the policy says, and compute the rest again."""
         for module in self.modules():
             if isinstance(module, CheckpointedBlock):
-                module.gradient_checkpointing = enabled
+                module.gradient_checkpointing, module.recompute = policy != "none", policy
             elif isinstance(module, GradientCheckpointingLayer):
-                module.gradient_checkpointing = enabled
-                again = partial(checkpoint, use_reentrant=False)
+                module.gradient_checkpointing = policy != "none"
+                again = partial(checkpoint, **checkpoint_options(policy))
                 module._gradient_checkpointing_func = again  # type: ignore[assignment]
 
     def init_weights(self) -> None:
@@ -195,19 +225,10 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
         *early, last = micro_batches
         recompute = self.spans_batch and torch.is_grad_enabled()
         chunks: list[TensorDict] = [
-            checkpoint(self._encode, batch, use_reentrant=False) if recompute else self._encode(batch)
-            for batch in early
+            checkpoint(self.encode, batch, use_reentrant=False) if recompute else self.encode(batch) for batch in early
         ]
-        chunks.append(self._encode(last))
+        chunks.append(self.encode(last))
         return chunks[0] if len(chunks) == 1 else {key: torch.cat([c[key] for c in chunks]) for key in chunks[0]}
-
-    def _encode(self, batch: TensorDict) -> TensorDict:
-        encoder = self.encoder(batch)
-        return {
-            f"{name}/{key}": part
-            for name, objective in self.objectives_by_name().items()
-            for key, part in objective.encode(encoder).items()
-        }
 
     def _fuse_rows(self, outputs: Mapping[str, TensorDict], at_once: int | None) -> TensorDict:
         """Fuse rows an objective put together; implements `FuseRows`.
@@ -230,7 +251,7 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def _fuse(self, outputs: Mapping[str, TensorDict]) -> TensorDict:
         assert self.fusion is not None, "an objective that fuses rows says so by needs_pooled or needs_fusion"
-        with self._autocast(next(iter(outputs.values()))):
+        with self.autocast(next(iter(outputs.values()))):
             return run_fusion(self.fusion, outputs, {modality: output["mask"] for modality, output in outputs.items()})
 
     def _scaffolding(self) -> list[str]:
@@ -241,7 +262,8 @@ class MultimodalTransformer(PreTrainedModel):  # type: ignore[no-untyped-call]
             for child in objective.scaffolding
         ]
 
-    def _autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
+    def autocast(self, batch: TensorDict) -> AbstractContextManager[object]:
+        """The precision of the run's matrix products, on the device of the batch."""
         if self.autocast_dtype is None:
             return nullcontext()
         device = next(iter(batch.values())).device

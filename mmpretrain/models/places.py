@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mmpretrain.core.registry import kind_of
 from mmpretrain.layers.parameters import LearnedPositions, SpaceTimePositions
+from mmpretrain.layers.resampling import Grid, inflate_kernel, resample_positions
 from mmpretrain.modalities.base import PatchStem
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent
-from mmpretrain.models.resampling import Grid, inflate_kernel, resample_positions
 from mmpretrain.models.towers.base import TowerConfig
 from mmpretrain.models.towers.frames import FramesTowerConfig
 from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig

@@ -98,6 +98,19 @@ class Encoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Rebuilt:
+    """Inputs of rows, cut as the stem cuts them, and what an objective predicts in place of those it hid."""
+
+    modality: str
+    patches: Tensor
+    """[B, L, prod(patch_shape)], normalised."""
+    predicted: Tensor
+    """The same with predictions at the hidden patches."""
+    hidden: Tensor
+    """bool [B, L]."""
+
+
 class FuseRows(Protocol):
     """The model's fusion over rows that an objective put together itself, under the run's autocast."""
 
@@ -152,6 +165,12 @@ class Objective(nn.Module):
         may communicate, and may read what `reduce` left in the dict."""
         return {}
 
+    def rebuild(self, encoder: Encoder) -> Rebuilt | None:
+        """What it makes of the patches it hid, to look at; None for objectives that predict nothing one could see.
+
+        Runs the model as `encode` does: every rank calls it in lockstep."""
+        return None
+
     def after_step(self, step: int, towers: Mapping[str, nn.Module], average: Average) -> None:
         """Called after each optimizer step that changed the weights, with the number of steps done, and once with 0
         before the first step of a run; every rank calls it in lockstep. Gradients are no longer there."""
@@ -185,6 +204,11 @@ class ObjectiveConfig(Config):
         """Batch fields read beside the towers' inputs (labels): name -> one row. A codec of that name must make each;
         "<name>.present" tells the rows that have it."""
         return {}
+
+    @property
+    def fixed_grids(self) -> tuple[str, ...]:
+        """Modalities whose grid of patches must stay as it is over the steps; a config that changes one is refused."""
+        return ()
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from mmpretrain.core.collectives import all_reduce_sum, select_rows
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.hard_negatives import Negatives, Rows, draw_negatives
 from mmpretrain.layers.output_head import OutputHead
+from mmpretrain.layers.padding import lengthened
 from mmpretrain.layers.pair_tiles import full_precision
 from mmpretrain.objectives.base import Encoder, FuseRows, ModelFacts, Objective, ObjectiveConfig
 from mmpretrain.objectives.pairs import PairOfModalities, encode_pairs, pairs_present
@@ -35,8 +36,10 @@ class Matching(Objective):
 
     spans_batch: ClassVar[bool] = True
 
-    def __init__(self, config: ITMConfig, fused_width: int) -> None:
+    def __init__(self, config: ITMConfig, facts: ModelFacts, fused_width: int) -> None:
         super().__init__()
+        texts = {m: tower for m, tower in facts.towers.items() if tower.vocab_size is not None}
+        self.lengths = {m: tower.num_prefix + tower.num_tokens for m, tower in texts.items()}
         self.pair, self.scale, self.tile = config.pair, config.scale, config.tile
         self.head = OutputHead(fused_width, outputs=2)
 
@@ -47,7 +50,8 @@ class Matching(Objective):
         """Embeddings that say who is alike, and for each side what the fusion reads of it: "first/tokens", ..."""
         parts = {name: part.detach() for name, part in encode_pairs(encoder, self.pair).items()}
         for side, modality in zip(SIDES, self.pair, strict=True):
-            parts |= {f"{side}/{name}": part for name, part in _present(encoder, modality, parts["present"]).items()}
+            output = self._whole(modality, encoder.tower(modality))
+            parts |= {f"{side}/{name}": part for name, part in _present(output, parts["present"]).items()}
         return parts | {name: encoder.batch[name] for name in ("sample", "draw")}
 
     def reduce_fused(self, parts: TensorDict, fuse: FuseRows) -> Tensor:
@@ -70,6 +74,15 @@ class Matching(Objective):
         correct, asked = all_reduce_sum(torch.stack([parts["correct"].sum(), parts["asks"].sum()]).float())
         return {"itm_acc": correct / asked.clamp(min=1)}
 
+    def _whole(self, modality: str, output: TensorDict) -> TensorDict:
+        """A text at the length it has untrimmed: its rows meet those of other micro-batches and ranks."""
+        if modality not in self.lengths:
+            return output
+        return {
+            name: part if name == "pooled" else lengthened(part, self.lengths[modality])
+            for name, part in output.items()
+        }
+
     def negatives(self, parts: TensorDict) -> tuple[Negatives, Negatives]:
         """A second for each first, and a first for each second. Communicates."""
         known = Rows(parts["present"], parts["sample"], parts["draw"])
@@ -80,9 +93,8 @@ class Matching(Objective):
         )
 
 
-def _present(encoder: Encoder, modality: str, present: Tensor) -> TensorDict:
+def _present(output: TensorDict, present: Tensor) -> TensorDict:
     """A tower's output with zeros, and no token that counts, in absent rows; a mask where the tower gives none."""
-    output = encoder.tower(modality)
     tokens, pooled = output["tokens"], output["pooled"]
     counts = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return {
@@ -123,4 +135,4 @@ class ITMConfig(ObjectiveConfig):
 
     def build(self, facts: ModelFacts) -> Matching:
         assert facts.fusion_width is not None, "the model config refuses an objective whose fused vector is not there"
-        return Matching(self, facts.fusion_width)
+        return Matching(self, facts, facts.fusion_width)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmpretrain.core.types import TensorDict
-from mmpretrain.objectives.base import Encoder, ModelFacts
+from mmpretrain.objectives.base import Encoder, ModelFacts, Rebuilt
 from mmpretrain.objectives.patches import HiddenPatches, HiddenPatchesConfig, at_patches
 
 _EPSILON = 1e-6
@@ -36,6 +36,15 @@ class MaskedAutoencoding(HiddenPatches):
         targets = normalise_patches(at_patches(encoder.patches(self.modality), split.hidden))
         errors = (self.predict(encoder, split) - targets).square().mean(-1).sum(1)
         return {"sum": errors.masked_fill(~self.present(encoder.batch), 0.0).sum().view(1)}
+
+    def rebuild(self, encoder: Encoder) -> Rebuilt:
+        """Predictions with the mean and spread of the patch they stand for, which the loss leaves out."""
+        split, patches = self.masking(encoder.batch["draw"]), encoder.patches(self.modality)
+        variance, mean = torch.var_mean(at_patches(patches, split.hidden), dim=-1, keepdim=True)
+        guesses = self.predict(encoder, split) * (variance + _EPSILON).sqrt() + mean
+        hidden = torch.zeros_like(patches[..., 0], dtype=torch.bool).scatter(1, split.hidden, True)
+        places = split.hidden[:, :, None].expand_as(guesses)
+        return Rebuilt(self.modality, patches, patches.scatter(1, places, guesses), hidden)
 
 
 class MAEConfig(HiddenPatchesConfig):

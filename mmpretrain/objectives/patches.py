@@ -107,6 +107,10 @@ class HiddenPatchesConfig(ConditionedConfig):
     decoder_heads: int = Field(default=16, gt=0)
     """Attention heads of the decoder."""
 
+    @property
+    def fixed_grids(self) -> tuple[str, ...]:
+        return (self.modality,)
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> HiddenPatchesConfig:
         if self.decoder_width % self.decoder_heads:

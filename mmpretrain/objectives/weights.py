@@ -9,31 +9,19 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, Field
 
-from mmpretrain.core.config import Config
+from mmpretrain.layers.phases import Moment, in_order
 
 
-class WeightPoint(Config):
+class WeightPoint(Moment):
     """What an objective weighs in one step; before the first point and after the last the weight stays."""
 
-    from_step: NonNegativeInt
-    """Steps done before the one this weight is for; the first step has 0."""
     weight: float
     """Factor of the objective in the total loss; two points at neighbouring steps make a jump."""
 
 
-def _in_order(points: tuple[WeightPoint, ...]) -> tuple[WeightPoint, ...]:
-    for earlier, later in pairwise(points):
-        if later.from_step <= earlier.from_step:
-            raise ValueError(
-                f"from_step {later.from_step} does not come after {earlier.from_step}; list the points in the order "
-                "of their steps, each step once"
-            )
-    return points
-
-
-WeightPoints = Annotated[tuple[WeightPoint, ...], Field(min_length=1), AfterValidator(_in_order)]
+WeightPoints = Annotated[tuple[WeightPoint, ...], Field(min_length=1), AfterValidator(in_order)]
 Weight = float | WeightPoints
 
 

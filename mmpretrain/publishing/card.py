@@ -86,6 +86,8 @@ def _summary(facts: PublishFacts, contents: Contents) -> str:
         f"common embedding space of {contents.architecture.get('embed_dim')} dimensions; {contents.num_parameters:,} "
         f"parameters. {_origin(facts)} with mmpretrain for {facts.steps:,} steps, {facts.samples_seen:,} samples."
     )
+    if facts.average_decay is not None:
+        lines.append(f"The weights are a moving average of those of the run, with decay {facts.average_decay:g}.")
     return "\n\n".join(lines)
 
 

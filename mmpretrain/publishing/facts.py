@@ -64,6 +64,8 @@ class PublishFacts:
     evaluations: Mapping[str, float] | None = None
     """The last figures recorded in the run, by metric name; None: the run never evaluated."""
     evaluated_at_step: int | None = None
+    average_decay: float | None = None
+    """The weights are the moving average of those of the run, with this decay; None: they are the last ones."""
     hardware: str | None = None
     """The machines of the run in words, e.g. "2 x H100, 1 node"."""
     commit: str | None = None

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 
 from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.quiet import no_progress_bar
 from mmpretrain.publishing.card import Contents, render_card
 from mmpretrain.publishing.exports import image_processor, write_exports
 from mmpretrain.publishing.facts import PublishError, PublishFacts, check_facts
@@ -58,7 +59,8 @@ def publish_model(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PublishError(f"{out} already holds something; publish to a new folder, or remove it first")
     with _beside(out) as folder:
-        obstacles = write_layouts(model, folder, tokenizer)
+        with no_progress_bar():
+            obstacles = write_layouts(model, folder, tokenizer)
         layouts = [name for name, reasons in obstacles.items() if not reasons]
         if codecs is not None:
             write_codecs(codecs, folder)

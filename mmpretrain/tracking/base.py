@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from mmpretrain.core.config import Config
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 
 Outcome = Literal["completed", "preempted", "fatal", "crashed"]
 
@@ -48,9 +48,9 @@ class Tracker(Protocol):
         """One finished step."""
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
-        """Figures of an evaluation after `step` steps, and pictures by name."""
+        """Figures of an evaluation after `step` steps, and what it leaves to look at."""
 
     def note(self, message: str) -> None:
         """An event in one line: a checkpoint, a preemption."""

@@ -5,7 +5,7 @@ every pause so far.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 from mmpretrain.tracking.figures import duration, objective_losses, significant
+from mmpretrain.tracking.report_tables import Table, tables_of
+
+FIGURES_OF_A_LINE = 6
+"""An evaluation of more figures is told in tables."""
 
 
 class ConsoleConfig(TrackerConfig):
@@ -52,11 +56,13 @@ class ConsoleTracker:
             self.pace.restart_window()
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
         shown = {name: value for name, value in metrics.items() if "chance" not in name}
-        figures = " | ".join(f"{name.removeprefix('val/')} {significant(value)}" for name, value in shown.items())
-        self._print(f"evaluation at step {step} | {figures}", "green")
+        heading, few = f"evaluation at step {step}", len(shown) <= FIGURES_OF_A_LINE
+        lines = [f"{heading} | {_in_a_row(shown)}"] if few else [heading, *evaluation_lines(metrics)]
+        for line in lines:
+            self._print(line, "green")
 
     def note(self, message: str) -> None:
         self._print(message)
@@ -138,10 +144,43 @@ def _figures(report: StepReport, pace: Pace) -> tuple[list[str], list[str]]:
     if "train/lr" in metrics:
         learned.append(f"lr {significant(metrics['train/lr'])}")
     speed = [] if rate is None else [f"{significant(rate)} samples/s"]
+    if "train/mfu" in metrics:
+        speed.append(f"mfu {metrics['train/mfu']:.1f}%")
+    elif "train/tflops_per_gpu" in metrics:
+        speed.append(f"{significant(metrics['train/tflops_per_gpu'])} TFLOP/s a rank")
     if "perf/data_pct" in metrics:
         speed.append(f"data {metrics['perf/data_pct']:.0f}%")
     speed.append(f"eta {'-' if remaining is None else duration(remaining)}")
     return learned, speed
+
+
+def evaluation_lines(metrics: Mapping[str, float]) -> list[str]:
+    """Figures side by side by what they measure, then those of no family."""
+    tables = tables_of(metrics)
+    placed = {name for table in tables for name in table.names}
+    rest = {name: value for name, value in metrics.items() if name not in placed and "chance" not in name}
+    lines = [line for table in tables for line in _table_lines(table)]
+    return [f"  {line}" for line in [*lines, *([_in_a_row(rest)] if rest else [])]]
+
+
+def _table_lines(table: Table) -> list[str]:
+    """A heading and a row each, in columns."""
+    columns = table.columns
+    cells = [[table.title, *columns]]
+    for label, values in table.rows.items():
+        cells.append([label, *("" if column not in values else significant(values[column]) for column in columns)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(_placed(row, widths)).rstrip() for row in cells]
+
+
+def _placed(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """The label to the left, figures to the right."""
+    for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.rjust(width) if number else cell.ljust(width)
+
+
+def _in_a_row(figures: Mapping[str, float]) -> str:
+    return " | ".join(f"{name.removeprefix('val/')} {significant(value)}" for name, value in figures.items())
 
 
 def _per_objective(metrics: Mapping[str, float]) -> str:

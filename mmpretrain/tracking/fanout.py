@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmpretrain.core.errors import MMPretrainError
 from mmpretrain.core.registry import kind_of
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.base import Outcome, RunFacts, Tracker, TrackerConfig
 from mmpretrain.tracking.console import ConsoleConfig
 from mmpretrain.tracking.jsonl import JsonlConfig
@@ -43,9 +43,9 @@ class Trackers:
         self._each(lambda tracker: tracker.log(report))
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
-        self._each(lambda tracker: tracker.log_evaluation(step, samples, metrics, images))
+        self._each(lambda tracker: tracker.log_evaluation(step, samples, metrics, pictures))
 
     def note(self, message: str) -> None:
         self._each(lambda tracker: tracker.note(message))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mmpretrain.core.errors import ClusterError
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 
 METRICS_FILE = "metrics.jsonl"
@@ -46,7 +46,7 @@ class JsonlTracker:
         self._append(report.step, report.samples, report.metrics, {"skipped": True} if report.skipped else {})
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
         self._append(step, samples, metrics, {})
 

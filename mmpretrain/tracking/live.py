@@ -28,6 +28,7 @@ class RunLine:
     """A run as the list shows it."""
 
     run: Path
+    name: str
     state: str
     figures: tuple[str, ...]
     """One text for each of `HEADINGS`."""
@@ -85,7 +86,7 @@ def _list(lines: dict[str, RunLine]) -> str:
 def _row(name: str, line: RunLine) -> str:
     cells = "".join(f"<td>{escape(figure)}</td>" for figure in line.figures)
     return (
-        f'<tr><td class="left"><a href="/{escape(name)}">{escape(line.run.name)}</a></td><td class="left">'
+        f'<tr><td class="left"><a href="/{escape(name)}">{escape(line.name)}</a></td><td class="left">'
         f'<span class="state {escape(line.state)}">{escape(line.state)}</span></td>{cells}</tr>'
     )
 

@@ -47,6 +47,7 @@ def compose(story: RunStory, further_script: str = "") -> str:
         sections.charts("Loss", curves.loss_charts(story), timeline),
         sections.charts("Retrieval", curves.recall_charts(story), timeline, "queries answered by the first k"),
         sections.retrieved(story),
+        sections.pictures(story),
         sections.evaluation_tables(story, timeline),
         sections.charts("Optimization and embeddings", curves.signal_charts(story), timeline),
         sections.charts("Speed and memory", curves.speed_charts(story), timeline),

@@ -76,6 +76,8 @@ def speed_charts(story: RunStory) -> list[Chart]:
     ]
     return [
         Chart("Samples per second", [Series("samples/s", curve(rows, "perf/samples_per_s"))]),
+        Chart("Model FLOPs utilization", [Series("mfu", curve(rows, "train/mfu"))], unit="%"),
+        Chart("Model TFLOP/s of a rank", [Series("tflops", curve(rows, "train/tflops_per_gpu"))]),
         Chart("Share of time spent waiting for data", [Series("waiting", curve(rows, "perf/data_pct"))], unit="%"),
         Chart("Memory, GiB", memory),
     ]
@@ -84,6 +86,7 @@ def speed_charts(story: RunStory) -> list[Chart]:
 def other_charts(story: RunStory) -> list[Chart]:
     """Every further figure of the steps."""
     shown = {"train/loss", "train/skipped_steps", "perf/samples_per_s", "perf/data_pct", "perf/data_s"}
+    shown |= {"train/mfu", "train/tflops_per_gpu"}
     shown |= {"rank/slowest", "rank/busy_s_min", "rank/busy_s_med", "rank/busy_s_max"}
     shown |= {"embed/pos_sim", "embed/neg_sim", "mem/max_active_gib", "mem/max_reserved_gib", "mem/host_rss_gib"}
     shown |= {f"train/{one.name}" for chart in _SIGNALS for one in chart.series}

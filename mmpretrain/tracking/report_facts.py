@@ -14,6 +14,8 @@ from pathlib import Path
 import yaml
 
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.types import Pictures
+from mmpretrain.tracking.pictures import inside, read_pictures
 from mmpretrain.tracking.record import Row, read_record, surviving_rows
 
 SIGN_OF_LIFE_S = 300.0
@@ -65,6 +67,8 @@ class RunStory:
     skip_reasons: Mapping[str, int]
     """Replaced samples by reason."""
     retrieved: tuple[Retrieved, ...]
+    pictures: Pictures
+    """What the last evaluation left to look at."""
 
     @property
     def name(self) -> str:
@@ -109,6 +113,7 @@ def read_story(run_dir: Path) -> RunStory:
         config=_mapping(config_text),
         skip_reasons=Counter(str(line["reason"]) for line in _json_lines(run_dir / "ledger.jsonl") if "reason" in line),
         retrieved=tuple(_retrieved(run_dir / "evaluation")),
+        pictures=read_pictures(run_dir),
     )
 
 
@@ -149,17 +154,10 @@ def _retrieved(folder: Path) -> Iterator[Retrieved]:
         yield Retrieved(
             query=sample["query"],
             key=sample["key"],
-            images=tuple(_inside(folder, name) for name in sample["images"]),
+            images=tuple(inside(folder, name) for name in sample["images"]),
             scores=tuple(sample["scores"]),
             correct=sample["correct"],
         )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{folder}/retrieval-samples.json names {name!r}, outside its folder; evaluate the run again")
-    return path
 
 
 def _json_object(path: Path) -> dict[str, object]:

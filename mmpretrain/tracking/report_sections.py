@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from mmpretrain.core.types import Picture
 from mmpretrain.tracking.figures import duration, significant
 from mmpretrain.tracking.record import Row
 from mmpretrain.tracking.report_charts import Chart, Timeline, draw, sparkline
@@ -79,6 +80,11 @@ def tiles(story: RunStory) -> str:
     spent = sum(_finite(steps, "perf/step_s"))
     if rates:
         cards.append(_tile("Throughput", significant(statistics.median(rates)), "samples/s, median"))
+    used, computed = _finite(steps, "train/mfu"), _finite(steps, "train/tflops_per_gpu")
+    if used:
+        cards.append(_tile("MFU", f"{statistics.median(used):.1f}%", "of the device's peak, median"))
+    elif computed:
+        cards.append(_tile("TFLOP/s", significant(statistics.median(computed)), "model FLOPs of a rank, median"))
     if waits and spent:
         cards.append(_tile("Waiting for data", f"{sum(waits) / spent:.1%}", "of step time"))
     if spent and story.training_s:
@@ -170,6 +176,20 @@ def retrieved(story: RunStory) -> str:
         "<h2>What the model finds<small>captions and their five nearest images, the right one outlined</small></h2>"
         f'<div class="found">{cards}</div>'
     )
+
+
+def pictures(story: RunStory) -> str:
+    """What the last evaluation left to look at; what it retrieved has a section of its own."""
+    return "".join(
+        f"<h2>{escape(name)}<small>of the last evaluation</small></h2>"
+        f'<div class="strips">{"".join(_strip(one) for one in shown)}</div>'
+        for name, shown in story.pictures.items()
+        if shown and not name.endswith("/retrieved")
+    )
+
+
+def _strip(one: Picture) -> str:
+    return f'<figure class="card">{_picture(one.path)}<figcaption>{escape(one.caption)}</figcaption></figure>'
 
 
 def _retrieved_card(sample: Retrieved) -> str:

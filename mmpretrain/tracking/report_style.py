@@ -87,6 +87,10 @@ th:first-child, td:first-child { text-align: left; } td.left, th.left { text-ali
 td small { color: var(--soft); }
 .spark { width: 110px; height: 22px; display: block; margin-left: auto; overflow: visible; }
 .spark .line { stroke-width: 1.5; }
+.strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 360px), 1fr)); gap: 12px; }
+.strips figure { margin: 0; padding: 12px; }
+.strips img { display: block; width: 100%; border-radius: 4px; }
+.strips figcaption { margin-top: 8px; font-size: 12px; color: var(--soft); overflow-wrap: anywhere; }
 .found { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); gap: 12px; }
 .found .card { padding: 12px 16px 14px; }
 .found p { margin: 0 0 10px; font-size: 14px; line-height: 1.4; min-height: 2.8em; }

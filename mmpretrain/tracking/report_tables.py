@@ -20,6 +20,8 @@ class Table:
 
     title: str
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    """Of the figures in it, as they came."""
 
     @property
     def columns(self) -> list[str]:
@@ -92,5 +94,6 @@ def tables_of(figures: Mapping[str, float]) -> list[Table]:
                 title = family.title if task == "val" else f"{family.title}: {task}"
                 table = tables.setdefault((number, task), Table(title))
                 table.rows.setdefault(place[0], {})[place[1]] = value
+                table.names.append(name)
                 break
     return [tables[key] for key in sorted(tables, key=lambda key: (key[0], key[1] != "val", key[1]))]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmpretrain.core.errors import ConfigError
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class TensorBoardTracker:
             self._scalars(report.step, report.metrics)
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
         self._scalars(step, metrics)
-        for name, path in (images or {}).items():
-            self._writer.add_image(name, _pixels(path), step, dataformats="HWC")
+        for name, shown in (pictures or {}).items():
+            for number, picture in enumerate(shown):
+                self._writer.add_image(f"{name}/{number}", _pixels(picture.path), step, dataformats="HWC")
         self._writer.flush()
 
     def note(self, message: str) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.background import Worker, one_line
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 
@@ -156,12 +156,9 @@ class WandbTracker:
             self._worker.submit(lambda: self._wandb_run.log(row))
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
-        import wandb
-
-        pictures = {name: wandb.Image(str(path)) for name, path in (images or {}).items()}
-        row = {**wandb_row(step, samples, metrics), **pictures}
+        row = {**wandb_row(step, samples, metrics), **media(pictures or {})}
         best = [name for name in best_metrics(metrics) if name not in self._best]
         self._best.update(best)
         self._worker.submit(lambda: self._log_evaluation(row, best))
@@ -198,6 +195,19 @@ class WandbTracker:
         if outcome == "preempted":
             self._wandb_run.mark_preempting()
         self._wandb_run.finish(exit_code=0 if outcome == "completed" else 1)
+
+
+def media(pictures: Pictures) -> dict[str, list[wandb.Image]]:
+    """Pixels as they are now, since the next evaluation may replace the files before these are sent."""
+    import wandb
+    from PIL import Image
+
+    found: dict[str, list[wandb.Image]] = {}
+    for name, shown in pictures.items():
+        for picture in shown:
+            with Image.open(picture.path) as image:
+                found.setdefault(name, []).append(wandb.Image(image.convert("RGB"), caption=picture.caption))
+    return found
 
 
 def run_id(run_dir: Path) -> str:

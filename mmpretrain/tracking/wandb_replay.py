@@ -1,7 +1,8 @@
 """metrics.jsonl replayed into one clean W&B run, however many attempts and offline pieces the run was in.
 
 Enter: a run folder. Leave: a W&B run under the folder's own id, online or recorded in `wandb/`, with every row that
-stands, each once and in order. Refused: a folder without metrics, a server that cannot be reached.
+stands, each once and in order, and the pictures of the last evaluation. Refused: a folder without metrics, a server
+that cannot be reached.
 
 W&B itself cannot join offline pieces: each becomes a run of its own and overlapping steps overwrite one another. A run
 of the same id that is on the server already is overwritten as a whole.
@@ -17,8 +18,9 @@ import yaml
 from pydantic import ValidationError
 
 from mmpretrain.core.errors import ClusterError, DataError
+from mmpretrain.tracking.pictures import read_pictures
 from mmpretrain.tracking.record import Row, read_metrics
-from mmpretrain.tracking.wandb import WandbConfig, best_metrics, first_line, has_credentials, open_run, wandb_row
+from mmpretrain.tracking.wandb import WandbConfig, best_metrics, first_line, has_credentials, media, open_run, wandb_row
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def _write(tracker: WandbConfig, run_dir: Path, saved: Mapping[str, object], row
         ) from fault
     for name in best_metrics(rows[-1].metrics.keys() | {name for row in rows for name in row.metrics}):
         run.define_metric(name, step_metric="train/step", summary="max")
-    for row in rows:
-        run.log(wandb_row(row.step, row.samples, row.metrics))
+    last = max((number for number, row in enumerate(rows) if not row.is_training), default=-1)
+    for number, row in enumerate(rows):
+        pictures = media(read_pictures(run_dir)) if number == last else {}
+        run.log({**wandb_row(row.step, row.samples, row.metrics), **pictures})
     folder = Path(run.dir).parent
     run.finish(exit_code=0)
     return folder

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from mmpretrain.core.errors import ConfigError
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.background import Worker
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
 
@@ -52,7 +52,7 @@ class WebhookTracker:
         self.step = report.step
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None:
         """Figures are for the other trackers."""
 

@@ -49,7 +49,7 @@ from mmpretrain.training.hooks import (
     WriteSkippedSteps,
 )
 from mmpretrain.training.loop import Parts
-from mmpretrain.training.manifest import Position, retain
+from mmpretrain.training.manifest import PassedOver, Position, retain
 from mmpretrain.training.parts import build_codecs, source_facts
 from mmpretrain.training.ranks import device_name, first_on_main, on_main
 from mmpretrain.training.reporting import Reporter
@@ -58,14 +58,15 @@ from mmpretrain.training.run_folder import RunFolder, State
 from mmpretrain.training.schedule import learning_rate
 from mmpretrain.training.sources import check_sources
 from mmpretrain.training.spikes import (
-    PassedOver,
     RollBack,
     WatchForSpikes,
     meter_at,
     read_rollbacks,
+    restore_rollbacks,
     write_rollback,
 )
 from mmpretrain.training.text import prepare_tokenizer
+from mmpretrain.training.utilization import utilization
 from mmpretrain.training.warm_start import find_parent, start_from
 
 log = logging.getLogger(__name__)
@@ -95,11 +96,11 @@ class Run:
         """Steps done so far."""
         return max(self.start, self.reporter.step)
 
-    def close(self, state: State, message: str, reason: str = "") -> None:
+    def close(self, state: State, message: str, reason: str = "", asked: float | None = None) -> None:
         """Record how the attempt ended."""
         self.trackers.close(state)
         if self.world.is_main:
-            self.folder.write_outcome(state, self.step, message, reason)
+            self.folder.write_outcome(state, self.step, message, reason, asked)
 
 
 def build(config: RunConfig, world: World, device: torch.device, folder: RunFolder, requests: Requests) -> Run:
@@ -128,7 +129,8 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     evaluator = Evaluator(config, context, world, folder, trackers)
     first_on_main(evaluator.check)
     ledger = Ledger(folder.path / run_files.LEDGER, config.data.bad_sample_budget, writes=world.is_main)
-    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device)
+    count_flops = partial(utilization, config, model_config, codecs, device)
+    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device, count_flops)
     save = _saver(config, engine, folder, world, trackers, loader.fingerprint)
     return Run(config, engine, loader, reporter, ledger, trackers, save, evaluator.run, folder, world, start)
 
@@ -218,6 +220,8 @@ def _restore(config: RunConfig, engine: Engine, folder: RunFolder, world: World,
         )
     if world.is_main and position.wandb_id and not (folder.path / "wandb_id").exists():
         (folder.path / "wandb_id").write_text(position.wandb_id)
+    if world.is_main:
+        restore_rollbacks(folder.path, position.passed_over)
     log.info("continuing from step %d of %d", position.step, config.steps)
     return position.step
 
@@ -272,7 +276,9 @@ def _saver(
     """What writes a checkpoint and applies retention."""
 
     def save(step: int) -> None:
-        position = Position(step, step * config.global_batch_size, order_hash(config, fingerprint), _wandb_id(folder))
+        passed_over = read_rollbacks(folder.path)
+        digest = order_hash(config, fingerprint)
+        position = Position(step, step * config.global_batch_size, digest, _wandb_id(folder), passed_over)
         with folder.phase("save", step) if world.is_main else nullcontext():
             path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
         if world.is_main:

@@ -24,7 +24,6 @@ from mmpretrain.core.errors import CheckpointError
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.fragments import (
     Fragment,
-    fragments,
     get_optimizer_step,
     refresh,
     set_optimizer_step,
@@ -89,6 +88,8 @@ def load(engine: Engine, folder: Path) -> Position | None:
     errors = _vote(_attempt(lambda: _restore(engine, path, manifest)))
     if errors:
         raise CheckpointError(f"{path}: {errors[0]}")
+    if engine.average is None and manifest.has_average and collectives.rank() == 0:
+        log.warning("%s holds a moving average of the weights, which this run does not carry on; ema would", path)
     refresh(engine.deepspeed, engine.stage)
     set_optimizer_step(engine.deepspeed, engine.stage, manifest.optimizer_step)
     engine.deepspeed.global_steps = manifest.position.step
@@ -124,7 +125,7 @@ def _write_rank(engine: Engine, partial: Path) -> _Written:
     file = _file_of(collectives.rank())
     report = _Written(file)
     tensors: dict[str, Tensor] = {f"rng/{name}": state for name, state in random_states().items()}
-    for one in fragments(engine.deepspeed, engine.stage):
+    for one in engine.fragments():
         if one.owned:
             tensors[address(one.name, one.key, one.offset)] = one.view.detach().cpu().clone()
             report.pieces.append((one.name, one.key, one.offset, one.view.numel()))
@@ -187,13 +188,14 @@ def _inspect(path: Path) -> tuple[Manifest | None, str | None]:
 def _restore(engine: Engine, path: Path, manifest: Manifest) -> None:
     _check_same_model(engine, manifest)
     with Reader(path) as reader:
-        for one in fragments(engine.deepspeed, engine.stage):
-            pieces = manifest.pieces[one.name].get(one.key)
-            if pieces is None:
+        for one in engine.fragments():
+            kinds = manifest.pieces[one.name]
+            key = "master" if one.key == "average" and one.key not in kinds else one.key  # an average begins here
+            if key not in kinds:
                 _fill_untrained(one)
                 continue
             with torch.no_grad():
-                one.view.copy_(reader.read(one.name, one.key, pieces, one.offset, one.view.numel()))
+                one.view.copy_(reader.read(one.name, key, kinds[key], one.offset, one.view.numel()))
         mine = _file_of(collectives.rank())
         restore_random_states(reader.tensors(mine, "rng/") if mine in manifest.files else {})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,8 +24,12 @@ from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.trained_parts import learning_rate_shares
-from mmpretrain.training.fragments import move_average
+from mmpretrain.training.averaged import WeightAverage
+from mmpretrain.training.compiling import compile_blocks
+from mmpretrain.training.fragments import Fragment, fragments, inner_optimizer, move_average
+from mmpretrain.training.muon import MuonAdamW
 from mmpretrain.training.optimizer import build_optimizer
+from mmpretrain.training.partitions import matrix_places
 from mmpretrain.training.parts import AUTOCAST
 from mmpretrain.training.stopwatch import Stopwatch
 
@@ -68,9 +72,15 @@ class Engine:
         self.model = model
         model.autocast_dtype = AUTOCAST[config.precision]
         model.set_activation_checkpointing(config.engine.activation_checkpointing)
+        if config.engine.compile:
+            compile_blocks(model, config.engine.compile_cache, device)
         accumulation = config.global_batch_size // (config.micro_batch_size * world_size())
         self.backwards_per_step = 1 if model.spans_batch else accumulation
         self.deepspeed = _initialize(model, config, self.backwards_per_step)
+        optimizer = inner_optimizer(self.deepspeed, self.stage)
+        if isinstance(optimizer, MuonAdamW):
+            optimizer.places = matrix_places(self.deepspeed, self.stage)
+        self.average = None if config.ema is None else WeightAverage(config.ema, self._fragments())
         self._stopwatch = Stopwatch(device)
         model.when_encoded = self._stopwatch.stop
 
@@ -87,8 +97,9 @@ class Engine:
         """Train on this rank's micro-batches of one global batch. Communicates."""
         if self.steps_done == 0:
             self._after_step()
-        self.model.weigh(self.steps_done)
-        micro = [self.to_device(batch.tensors) for batch in batches]
+        self.model.begin_step(self.steps_done)
+        trim = self.model.trimmed if self.config.engine.trim_text else dict
+        micro = [self.to_device(trim(batch.tensors)) for batch in batches]
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
         for group in self.deepspeed.optimizer.param_groups:
@@ -98,6 +109,8 @@ class Engine:
         skipped = self.deepspeed.skipped_steps > skipped_before
         if not skipped:
             self._after_step()
+            if self.average is not None:
+                self.average.follow(self.steps_done)
         return StepResult(
             losses={name: _total(outputs, f"sum.{name}") for name in counts},
             counts=counts,
@@ -108,6 +121,15 @@ class Engine:
             skipped=skipped,
             compute_s=self._stopwatch.read(),
         )
+
+    def fragments(self) -> Iterator[Fragment]:
+        """What this rank holds of weights, moments and their average: all that a checkpoint saves and restores."""
+        yield from self._fragments()
+        if self.average is not None:
+            yield from self.average.fragments
+
+    def _fragments(self) -> Iterator[Fragment]:
+        return fragments(self.deepspeed, self.stage)
 
     def to_device(self, tensors: TensorDict) -> TensorDict:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}

@@ -16,8 +16,10 @@ from torch import nn
 from data_pipeline.reader import open_sources
 from data_pipeline.sequential import iterate_all
 from mmpretrain.config import RunConfig
+from mmpretrain.core.collectives import rank
 from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.ranks import World
+from mmpretrain.core.run_files import PICTURES, replace
 from mmpretrain.core.types import Codec, StepReport
 from mmpretrain.evaluation.base import EvaluationContext, Rows
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -54,20 +56,37 @@ def evaluation_context(
 def run_tasks(config: RunConfig, context: EvaluationContext) -> dict[str, float]:
     """Every task of the config, in eval mode; communicates."""
     figures: dict[str, float] = {}
+    context.pictures.clear()
     context.model.train(False)
     try:
         for _, task in sorted(config.evaluation.tasks.items()):
             figures |= task.run(context)
     finally:
         context.model.train()
+    _list_pictures(context)
     return figures
 
 
-def evaluate_trained(path: Path, overrides: tuple[str, ...] = ()) -> tuple[TrainedRun, dict[str, float]]:
-    """Evaluate a run's newest checkpoint, or one checkpoint, by the tasks of its config; any number of ranks."""
+def _list_pictures(context: EvaluationContext) -> None:
+    """`evaluation/pictures.json`: name -> pictures with their captions, for the report."""
+    if not context.pictures or context.run_dir is None or rank():
+        return
+    folder = context.run_dir / "evaluation"
+    listed = {
+        name: [{"file": str(one.path.relative_to(folder)), "caption": one.caption} for one in shown]
+        for name, shown in context.pictures.items()
+    }
+    replace(folder / PICTURES, json.dumps(listed, indent=1, ensure_ascii=False))
+
+
+def evaluate_trained(
+    path: Path, overrides: tuple[str, ...] = (), averaged: bool = False
+) -> tuple[TrainedRun, dict[str, float]]:
+    """Evaluate a run's newest checkpoint, or one checkpoint, by the tasks of its config; any number of ranks.
+    `averaged` takes the moving average of its weights."""
     world, device = join()
     try:
-        trained = open_trained(path, overrides)
+        trained = open_trained(path, overrides, averaged)
         if not trained.config.evaluation.tasks:
             raise ConfigError(
                 f"{path}: its config has no evaluation.tasks; give one, e.g. evaluation.tasks.retrieval.kind=retrieval"
@@ -86,7 +105,9 @@ def evaluate_trained(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Train
 
 def _append(trained: TrainedRun, figures: Mapping[str, float]) -> None:
     """One line of the run's `evals.jsonl`."""
-    row = {"step": trained.position.step, "samples": trained.position.samples, "time": time.time(), **figures}
+    position = trained.position
+    row = {"step": position.step, "samples": position.samples, "time": time.time(), "averaged": trained.averaged}
+    row |= figures
     with (trained.run_dir / "evals.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
 
@@ -121,4 +142,4 @@ class Evaluator:
         with self.folder.phase("evaluate", report.step) if self.world.is_main else nullcontext():
             figures = run_tasks(self.config, self.context)
         figures["val/seconds"] = time.perf_counter() - begin
-        self.trackers.log_evaluation(report.step, report.samples, figures)
+        self.trackers.log_evaluation(report.step, report.samples, figures, self.context.pictures)

@@ -4,7 +4,7 @@ Enter: a DeepSpeed engine. Leave: views into its fp32 master weights and moments
 writing to the views and calling `refresh` loads a checkpoint. This file alone knows DeepSpeed 0.19.8's internals.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ class Fragment:
 
     name: str
     key: str
-    """"master", "exp_avg" or "exp_avg_sq" of a trained parameter; "replica" of a frozen one or a buffer."""
+    """"master", "exp_avg", "exp_avg_sq" or "average" of a trained parameter; "replica" of a frozen one or a buffer."""
     offset: int
     view: Tensor
     owned: bool
@@ -49,14 +49,14 @@ def fragments(engine: EngineLike, stage: int) -> Iterator[Fragment]:
 
 
 def ensure_optimizer_state(engine: EngineLike, stage: int) -> None:
-    """Give every optimizer parameter AdamW's zero state, as its first step would."""
+    """Give every optimizer parameter the zero state that its first step would; Muon has no second moment."""
     inner = inner_optimizer(engine, stage)
-    for parameter in _optimizer_parameters(engine, stage):
+    for parameter, group in flat_groups(engine, stage):
         state = inner.state[parameter]
         if "step" not in state:
             device = parameter.device if inner.defaults["fused"] else torch.device("cpu")
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        for key in MOMENTS:
+        for key in MOMENTS[:1] if group["orthogonal"] else MOMENTS:
             if key not in state:
                 state[key] = torch.zeros_like(parameter.data)
 
@@ -73,22 +73,26 @@ def get_optimizer_step(engine: EngineLike, stage: int) -> int:
     """Number of updates AdamW has applied (skipped steps are not counted)."""
     ensure_optimizer_state(engine, stage)
     state = inner_optimizer(engine, stage).state
-    return int(state[_optimizer_parameters(engine, stage)[0]]["step"].item())
+    return int(state[flat_groups(engine, stage)[0][0]]["step"].item())
 
 
 def set_optimizer_step(engine: EngineLike, stage: int, step: int) -> None:
     """Set that number, which AdamW's bias correction uses."""
     state = inner_optimizer(engine, stage).state
-    for parameter in _optimizer_parameters(engine, stage):
+    for parameter, _ in flat_groups(engine, stage):
         state[parameter]["step"].fill_(float(step))
 
 
-def _optimizer_parameters(engine: EngineLike, stage: int) -> list[Tensor]:
-    """What the inner optimizer updates: parameters at stage 0, else flat partitions. ZeRO-3 empties the groups of the
-    inner optimizer between steps, so the flats are asked for themselves."""
-    if stage == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
-    return [parameter for group in inner_optimizer(engine, stage).param_groups for parameter in group["params"]]
+def flat_groups(engine: EngineLike, stage: int) -> list[tuple[Tensor, Mapping[str, object]]]:
+    """What the inner optimizer updates, parameters at stage 0, else flat partitions, each with its group. ZeRO-3
+    empties the groups of the inner optimizer between steps, so the flats are asked for themselves."""
+    groups, optimizer = inner_optimizer(engine, stage).param_groups, engine.optimizer
+    if stage < 3:
+        return [(parameter, group) for group in groups for parameter in group["params"]]
+    return [
+        (flat, groups[optimizer.sub_group_to_group_id[number]])  # type: ignore[attr-defined]
+        for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat)  # type: ignore[attr-defined]
+    ]
 
 
 def refresh(engine: EngineLike, stage: int) -> None:
@@ -141,12 +145,18 @@ def _gather_again(persistent: list[nn.Parameter]) -> None:
 Named = list[tuple[str, nn.Parameter]]
 
 
+def _moments(state: Mapping[str, object]) -> list[str]:
+    """The moments that an optimizer keeps."""
+    return [key for key in MOMENTS if key in state]
+
+
 def _replicated(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
     for index, (name, parameter) in enumerate(trained):
         owned = index % engine.world_size == engine.global_rank
         yield Fragment(name, "master", 0, parameter.data.view(-1), owned)
-        for key in MOMENTS:
-            yield Fragment(name, key, 0, engine.optimizer.state[parameter][key].view(-1), owned)
+        state = engine.optimizer.state[parameter]
+        for key in _moments(state):
+            yield Fragment(name, key, 0, state[key].view(-1), owned)
 
 
 def _flat_partitions(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
@@ -160,15 +170,17 @@ def _flat_partitions(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
         offset, place = mapping.lp_fragment_address.start, mapping.hp_fragment_address
         flat = flats[mapping.param_group_index]
         yield Fragment(name, "master", offset, mapping.hp_fragment, True)
-        for key in MOMENTS:
+        for key in _moments(state[flat]):
             yield Fragment(name, key, offset, state[flat][key].narrow(0, place.start, place.numel), True)
 
 
 def _parameter_partitions(engine: EngineLike, trained: Named) -> Iterator[Fragment]:
+    optimizer, state = engine.optimizer, inner_optimizer(engine, 3).state
     for name, parameter in trained:
-        for key in KEYS:
-            state_key = () if key == "master" else (key,)
-            partition = engine.optimizer._get_fp32_opt_state_partition(parameter, True, *state_key)[0]  # type: ignore[attr-defined]
+        master, number = optimizer._get_fp32_opt_state_partition(parameter, True)  # type: ignore[attr-defined]
+        yield from _clipped(engine, name, "master", master, parameter.ds_numel)  # type: ignore[attr-defined]
+        for key in _moments(state[optimizer.fp32_partitioned_groups_flat[number]]):  # type: ignore[attr-defined]
+            partition = optimizer._get_fp32_opt_state_partition(parameter, True, key)[0]  # type: ignore[attr-defined]
             yield from _clipped(engine, name, key, partition, parameter.ds_numel)  # type: ignore[attr-defined]
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,6 +23,22 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
+class PassedOver:
+    """One return to a checkpoint: after step `to_step` the data of step `from_step` + 1 follows."""
+
+    to_step: int
+    """Steps done by the checkpoint from which the run went on."""
+    from_step: int
+    """Step after which it went back."""
+    score: float
+
+    @property
+    def gap(self) -> tuple[int, int]:
+        """As the loader counts: the step before which data is left out, and of how many steps."""
+        return (self.to_step, self.from_step - self.to_step)
+
+
+@dataclass(frozen=True)
 class Position:
     """Where a run stands: all that is not a tensor and must survive."""
 
@@ -30,6 +47,13 @@ class Position:
     data_hash: str
     """Hash of what fixes the order of samples; a resume under another one is refused."""
     wandb_id: str | None = None
+    passed_over: tuple[PassedOver, ...] = ()
+    """Data that the run left out when it went back to checkpoints, in order."""
+
+    @classmethod
+    def read(cls, raw: dict[str, Any]) -> Position:
+        """From the JSON of a manifest."""
+        return cls(**{**raw, "passed_over": tuple(PassedOver(**one) for one in raw.get("passed_over", ()))})
 
 
 @dataclass(frozen=True)
@@ -51,10 +75,15 @@ class Manifest:
     optimizer_step: int
     shapes: Mapping[str, list[int]]
     pieces: Mapping[str, Mapping[str, list[Piece]]]
-    """Tensor name -> kind ("master", "exp_avg", "exp_avg_sq", "replica") -> pieces by rising offset."""
+    """Tensor name -> kind ("master", "exp_avg", "exp_avg_sq", "average", "replica") -> pieces by rising offset."""
     files: Mapping[str, tuple[int, str]]
     """File name -> (size in bytes, SHA-256)."""
     format: int = FORMAT
+
+    @property
+    def has_average(self) -> bool:
+        """Whether a moving average of the weights is among them."""
+        return any("average" in kinds for kinds in self.pieces.values())
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -64,7 +93,7 @@ def read_manifest(path: Path) -> Manifest:
         if raw["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {raw['format']}, this version reads format {FORMAT}")
         return Manifest(
-            position=Position(**raw["position"]),
+            position=Position.read(raw["position"]),
             zero_stage=raw["zero_stage"],
             world_size=raw["world_size"],
             optimizer_step=raw["optimizer_step"],
@@ -79,16 +108,21 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{path}: no readable manifest ({fault})") from fault
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All parameters (fp32 masters) and buffers of a checkpoint as whole tensors on the CPU."""
+def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
+    """All parameters (fp32 masters, or their moving average) and buffers of a checkpoint, whole and on the CPU."""
     manifest = read_manifest(path)
+    if averaged and not manifest.has_average:
+        raise CheckpointError(
+            f"{path} holds no moving average of the weights; leave --ema out, or train with ema: {{decay: 0.9999}}"
+        )
     fault = damage(path, manifest, range(len(manifest.files)))
     if fault:
         raise CheckpointError(f"{path}: {fault}")
     weights: dict[str, Tensor] = {}
+    wanted = ("average", "master", "replica") if averaged else ("master", "replica")
     with Reader(path) as reader:
         for name, kinds in manifest.pieces.items():
-            key = "master" if "master" in kinds else "replica"
+            key = next(one for one in wanted if one in kinds)
             length = sum(piece.length for piece in kinds[key])
             flat = reader.read(name, key, kinds[key], 0, length)
             weights[name] = flat.view(manifest.shapes[name])

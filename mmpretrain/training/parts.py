@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.reader import Source
 from mmpretrain.config import RunConfig
-from mmpretrain.core.types import Codec
+from mmpretrain.core.types import Codec, FieldSpec
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.publishing.facts import SourceFacts
 
@@ -18,9 +18,19 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def build_codecs(config: RunConfig, model: ModelConfig, tokenizer: str | None) -> dict[str, Codec]:
     """One codec per tower and label, producing what the tower or the objective reads."""
-    labels = {name: spec for objective in config.objectives.values() for name, spec in objective.input_fields.items()}
-    inputs = {**model.inputs, **labels}
+    inputs = _inputs(config, model)
     return {name: codec.codec(inputs, tokenizer) for name, codec in sorted(config.data.codecs.items())}
+
+
+def batch_fields(config: RunConfig, model: ModelConfig) -> dict[str, FieldSpec]:
+    """What these codecs make, told without the tokenizer."""
+    inputs = _inputs(config, model)
+    return {name: spec for codec in config.data.codecs.values() for name, spec in codec.fields(inputs).items()}
+
+
+def _inputs(config: RunConfig, model: ModelConfig) -> dict[str, FieldSpec]:
+    labels = {name: spec for objective in config.objectives.values() for name, spec in objective.input_fields.items()}
+    return {**model.inputs, **labels}
 
 
 def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:

@@ -18,10 +18,14 @@ from data_pipeline.digest import halves, joined, of_halves
 from mmpretrain.core.collectives import all_reduce_sum, gather_objects, rank, world_size
 from mmpretrain.core.types import Batch, StepReport
 from mmpretrain.training.engine import StepResult
+from mmpretrain.training.ranks import on_main
 from mmpretrain.training.requests import Requests
 from mmpretrain.training.spikes import SCORE, SpikeMeter
+from mmpretrain.training.utilization import Utilization
 
 GIB = 2.0**30
+COUNTED_AFTER = 10
+"""Steps of an attempt before the model's FLOPs are counted: the first ones only warm up, and may be all of a trial."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,17 @@ class Reporter:
         requests: Requests,
         trace_samples: bool,
         device: torch.device,
+        count_flops: Callable[[], Utilization] = Utilization,
     ) -> None:
+        """`count_flops` is called once, on the main rank, when the first steps are over."""
         self.global_batch = global_batch
         self.requests = requests
         self.trace_samples = trace_samples
         self.device = device
+        self.utilization = Utilization()
+        """Nothing until it was counted."""
+        self._count_flops = count_flops
+        self._reported = 0
         self.spikes = SpikeMeter()
         """What came before the step; whoever goes on from another step sets it."""
         self.epochs: Callable[[int], Mapping[str, float]] = lambda step: {}
@@ -104,6 +114,9 @@ class Reporter:
         step_s = time.perf_counter() - self._ended
         self._ended = time.perf_counter()
         self.step = step
+        self._reported += 1
+        if self._reported == COUNTED_AFTER:
+            self.utilization = on_main(self._count_flops)
         gather_keys = self.trace_samples or result.skipped
         keys = [key for batch in batches for key in batch.keys] if gather_keys else []
         skips = [skip for batch in batches for skip in batch.skips]
@@ -160,6 +173,7 @@ class Reporter:
         metrics["perf/step_s"] = step_s
         metrics["perf/samples_per_s"] = self.global_batch / step_s
         metrics["perf/samples_per_s_per_gpu"] = self.global_batch / step_s / world_size()
+        metrics |= self.utilization.metrics(metrics["perf/samples_per_s_per_gpu"])
         metrics |= times.metrics(step_s)
         metrics["mem/host_rss_gib"] = self._process.memory_info().rss / GIB
         if self.device.type == "cuda":

@@ -8,6 +8,7 @@ import ctypes
 import faulthandler
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +26,8 @@ class Requests:
         self.folder = folder
         self.stop_reason = ""
         """Who asked for the stop: the text of control/stop, or the signal."""
+        self.stop_asked: float | None = None
+        """When, in seconds since 1970; None where nobody asked this rank."""
         self._stop = False
 
     def install(self) -> None:
@@ -35,6 +38,7 @@ class Requests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
+        self.stop_asked = self.stop_asked or time.time()
         self.stop_reason = self.stop_reason or f"signal {signal.Signals(number).name}"
 
     def stop(self) -> bool:
@@ -42,6 +46,7 @@ class Requests:
         text = self._take("stop")
         if text is not None:
             self._stop = True
+            self.stop_asked = self.stop_asked or time.time()
             self.stop_reason = text or "control/stop"
         return self._stop
 

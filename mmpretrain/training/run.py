@@ -63,7 +63,7 @@ def _fit(run: Run, requests: Requests) -> int:
     if completed:
         run.close("completed", message)
     else:
-        run.close("preempted", message, requests.stop_reason or "a signal to another rank")
+        run.close("preempted", message, requests.stop_reason or "a signal to another rank", requests.stop_asked)
     return 0 if completed else Preempted.exit_code
 
 

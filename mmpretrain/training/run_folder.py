@@ -85,9 +85,11 @@ class RunFolder:
         found: dict[str, object] | None = json.loads(path.read_text()) if path.exists() else None
         return found
 
-    def write_outcome(self, state: State, step: int, message: str, reason: str = "") -> None:
+    def write_outcome(
+        self, state: State, step: int, message: str, reason: str = "", asked: float | None = None
+    ) -> None:
         """How this attempt ended; its absence means that it crashed."""
-        run_files.write_record(self.path / run_files.OUTCOME, Outcome(state, step, message, reason, time.time()))
+        run_files.write_record(self.path / run_files.OUTCOME, Outcome(state, step, message, reason, time.time(), asked))
 
     def write_rank(self, rank: int) -> None:
         """Where this rank runs. The one file that every rank writes."""
@@ -110,9 +112,11 @@ class RunFolder:
     @contextmanager
     def phase(self, name: Phase, step: int) -> Iterator[None]:
         """Say that the main rank saves or evaluates, and afterwards that it steps again: each has its time limit."""
+        begun = time.monotonic()
         self._beat(replace(self._heartbeat, step=step, phase=name))
         yield
-        self._beat(replace(self._heartbeat, phase="step"))
+        save_s = time.monotonic() - begun if name == "save" else self._heartbeat.save_s
+        self._beat(replace(self._heartbeat, phase="step", save_s=save_s))
 
     def rewind(self, step: int, position: int) -> None:
         """Drop what an attempt that went further than its last checkpoint wrote of later steps: rows past `step` of its

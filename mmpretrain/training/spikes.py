@@ -9,8 +9,8 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from mmpretrain.config import SpikeConfig
@@ -19,6 +19,7 @@ from mmpretrain.core.types import StepReport
 from mmpretrain.tracking.jsonl import METRICS_FILE
 from mmpretrain.tracking.record import read_metrics
 from mmpretrain.training.hooks import Verdict
+from mmpretrain.training.manifest import PassedOver
 
 log = logging.getLogger(__name__)
 
@@ -65,28 +66,19 @@ def _distance(value: float, past: deque[float]) -> float:
     return max(0.0, (value - mean) / max(spread, 1e-12 * max(1.0, abs(mean))))
 
 
-@dataclass(frozen=True)
-class PassedOver:
-    """One return to a checkpoint: after step `to_step` the data of step `from_step` + 1 follows."""
-
-    to_step: int
-    """Steps done by the checkpoint from which the run went on."""
-    from_step: int
-    """Step after which it went back."""
-    score: float
-
-    @property
-    def gap(self) -> tuple[int, int]:
-        """As the loader counts: the step before which data is left out, and of how many steps."""
-        return (self.to_step, self.from_step - self.to_step)
-
-
 def read_rollbacks(run: Path) -> tuple[PassedOver, ...]:
     """What the run passed over so far, in order."""
     path = run / ROLLBACKS
     if not path.is_file():
         return ()
     return tuple(PassedOver(**json.loads(line)) for line in path.read_text().splitlines())
+
+
+def restore_rollbacks(run: Path, passed_over: Sequence[PassedOver]) -> None:
+    """What a checkpoint knows, in a folder that does not: the run goes on elsewhere than where it was begun."""
+    if not (run / ROLLBACKS).is_file():
+        for passed in passed_over:
+            write_rollback(run, passed)
 
 
 def write_rollback(run: Path, passed: PassedOver) -> None:

@@ -35,10 +35,13 @@ class TrainedRun:
     """Folder of the tokenizer; None for models without text."""
     position: Position
     run_dir: Path
+    averaged: bool = False
+    """Whether its weights are the moving average of those of the run."""
 
 
-def open_trained(path: Path, overrides: tuple[str, ...] = ()) -> TrainedRun:
-    """Open a run or checkpoint; `overrides` change the recorded config, e.g. its evaluation. Communicates."""
+def open_trained(path: Path, overrides: tuple[str, ...] = (), averaged: bool = False) -> TrainedRun:
+    """Open a run or checkpoint; `overrides` change the recorded config, e.g. its evaluation. `averaged` takes the
+    moving average of the weights. Communicates."""
     checkpoint, run_dir = _locate(path)
     config = load_config(RunConfig, checkpoint / "config.yaml", overrides)
     name = config.data.tokenizer.path or str(run_dir / "tokenizer")
@@ -47,7 +50,7 @@ def open_trained(path: Path, overrides: tuple[str, ...] = ()) -> TrainedRun:
     model = MultimodalTransformer.create(model_config, config.objectives)
     if config.finetune is not None:
         add_adapters(model, config.finetune)
-    _fill(model, read_weights(checkpoint), checkpoint)
+    _fill(model, read_weights(checkpoint, averaged), checkpoint)
     merge_adapters(model)
     model.train(False)
     return TrainedRun(
@@ -57,6 +60,7 @@ def open_trained(path: Path, overrides: tuple[str, ...] = ()) -> TrainedRun:
         tokenizer=None if tokenizer is None else Path(name),
         position=read_manifest(checkpoint).position,
         run_dir=run_dir,
+        averaged=averaged,
     )
 
 

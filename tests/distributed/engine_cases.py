@@ -1,20 +1,19 @@
-"""One rank of the equality and elasticity checks; launched by the tests beside it under torchrun.
+"""One rank of the equality and elasticity checks; the tests beside it run these functions on every rank of a group.
 
-Enter: a command and a folder. Leave: per case, losses and full weights in the folder, written by rank 0.
+Enter: a folder. Leave: per case, losses and full weights in the folder, written by rank 0.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import deepspeed
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmpretrain.config import RunConfig
-from mmpretrain.core.collectives import barrier, rank, world_size
+from mmpretrain.core.collectives import rank, world_size
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import row_key
 from mmpretrain.core.types import Batch
@@ -22,17 +21,16 @@ from mmpretrain.models.config import resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.fragments import KEYS, fragments
+from mmpretrain.training.fragments import KEYS
 from mmpretrain.training.manifest import Position
-from mmpretrain.training.ranks import join, leave
 
 GLOBAL_BATCH = 48
 STEPS = 10
 LR = 1e-3
 IMAGE, LENGTH, VOCABULARY = 16, 10, 64
 
-TOWER = {"kind": "native", "width": 32, "depth": 2, "heads": 4}
-MODEL = {
+TOWER = {"kind": "native", "width": 32, "depth": 1, "heads": 4}
+MODEL: dict[str, Any] = {
     "embed_dim": 32,
     "towers": {
         "image": TOWER
@@ -65,22 +63,31 @@ OBJECTIVES = {
             "decoder_width": 32,
             "decoder_depth": 1,
             "decoder_heads": 4,
-            "top_layers": 2,
+            "top_layers": 1,
             "decay_start": 0.5,
             "decay_end": 0.9,
             "decay_steps": 2,
         },
     },
+    "caching": {
+        "itc": {"kind": "infonce", "tile": 3},
+        "ring": {"kind": "siglip", "tile": 3, "bias_init": -2.0},
+        "gather": {"kind": "siglip", "tile": 5, "bias_init": -1.0, "implementation": "gather", "weight": 0.5},
+    },
 }
+DROPPING = {"towers": MODEL["towers"] | {"image": MODEL["towers"]["image"] | {"patch_dropout": 0.5}}}
+CACHING = {"model": {"embed_dim": 32} | DROPPING, "optimizer": {"lr": LR, "clip_grad_norm": 0.0}}
+"""Contrasts alone, with half of the patches left out; the first moment after a step then is a tenth of the gradient."""
 
-ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [2, 4]}
+ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [4]}
 """Without accumulation the two kinds take the same way."""
 
 OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
     "plain": ([0], {}),
-    "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": True}}),
+    "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": "block"}}),
     "offload": ([1, 2, 3], {"engine": {"offload": "optimizer"}}),
     "bf16": ([0, 1, 2, 3], {"precision": "bf16"}),
+    "muon": ([0, 1, 2, 3], {"optimizer": {"kind": "muon", "lr": LR, "weight_decay": 0.1, "eps": 1e-6}}),
 }
 
 
@@ -111,8 +118,9 @@ def build_model(config: RunConfig) -> MultimodalTransformer:
     return MultimodalTransformer.create(resolve(config.model, None), config.objectives)
 
 
-def row(position: int) -> dict[str, Tensor]:
-    """One sample as a function of its position, with texts of unequal length so that ranks hold unequal counts."""
+def row(position: int, lacking: bool = False) -> dict[str, Tensor]:
+    """One sample as a function of its position, with texts of unequal length so that ranks hold unequal counts;
+    `lacking`: every fifth counts as one without a text."""
     generator = torch.Generator().manual_seed(position)
     length = 3 + position % (LENGTH - 3)
     ids = torch.zeros(LENGTH, dtype=torch.int64)
@@ -123,15 +131,15 @@ def row(position: int) -> dict[str, Tensor]:
         "image.present": torch.tensor(True),
         "text": ids,
         "text.mask": torch.arange(LENGTH) < length,
-        "text.present": torch.tensor(True),
+        "text.present": torch.tensor(not lacking or position % 5 > 0),
         "position": torch.tensor(position),
         "sample": torch.tensor(position),
         "draw": torch.tensor(row_key(0, position)),
     }
 
 
-def batch(positions: range) -> Batch:
-    rows = [row(position) for position in positions]
+def batch(positions: range, lacking: bool = False) -> Batch:
+    rows = [row(position, lacking) for position in positions]
     tensors = {name: torch.stack([one[name] for one in rows]) for name in rows[0]}
     return Batch(tensors, tuple(map(str, positions)))
 
@@ -154,7 +162,8 @@ def train(engine: Engine, steps: range) -> list[float]:
     return losses
 
 
-EVERYTHING = (*KEYS, "replica")
+EVERYTHING = (*KEYS, "replica", "average")
+AVERAGED = {"ema": {"decay": 0.3}}
 
 
 def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, Tensor]:
@@ -162,7 +171,7 @@ def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, 
     flat tensors. Communicates."""
     mine = [
         (f"{one.key}/{one.name}", one.offset, one.view.detach().cpu().clone())
-        for one in fragments(engine.deepspeed, engine.stage)
+        for one in engine.fragments()
         if one.owned and one.key in keys
     ]
     gathered: list[list[tuple[str, int, Tensor]]] = [[] for _ in range(world_size())]
@@ -195,6 +204,18 @@ def equality(folder: Path) -> None:
         for case, engine in engines(objectives, accumulations, [0, 1, 2, 3]):
             losses = train(engine, range(STEPS))
             leave_results(folder, case, losses, full_state(engine))
+    caching(folder)
+
+
+def caching(folder: Path) -> None:
+    """Losses and gradients of one step over rows of which some lack a text."""
+    for case, engine in engines("caching", [1, 2, 4], [0, 1, 2, 3], **CACHING):
+        plan = BatchPlan(GLOBAL_BATCH, engine.config.micro_batch_size, World(rank(), world_size()))
+        result = engine.step([batch(plan.micro_positions(0, n), lacking=True) for n in range(plan.accumulation)], LR)
+        sums = torch.stack([result.losses[name] / result.counts[name] for name in sorted(result.losses)])
+        torch.distributed.all_reduce(sums)
+        moments = full_state(engine, ("exp_avg",))
+        leave_results(folder, case, sums.tolist(), {name: moment * 10 for name, moment in moments.items()})
 
 
 def options(folder: Path) -> None:
@@ -212,7 +233,7 @@ def options(folder: Path) -> None:
 
 def write_checkpoint(folder: Path) -> None:
     """Five steps at these ranks and ZeRO-2, a checkpoint, and the five steps after it."""
-    for _, engine in engines("spanning", [1], [2]):
+    for _, engine in engines("spanning", [1], [2], **AVERAGED):
         train(engine, range(5))
         position = Position(step=5, samples=5 * GLOBAL_BATCH, data_hash="d")
         checkpoint.save(engine, folder / "checkpoints", position, "seed: 0\n")
@@ -221,7 +242,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> None:
-    for case, engine in engines("spanning", [1], [0, 1, 2, 3]):
+    for case, engine in engines("spanning", [1], [0, 1, 2, 3], **AVERAGED):
         train(engine, range(20, 22))  # weights and moments that the checkpoint must replace
         position = checkpoint.load(engine, folder / "checkpoints")
         assert position is not None and position.step == 5
@@ -249,22 +270,24 @@ def nan_on_one_rank(folder: Path) -> None:
 
 def teacher(folder: Path) -> None:
     """Train, save, restore at the next stage over weights that must give way, go on; then a step that is skipped."""
-    for case, engine in engines("features", [2], [0, 1, 2, 3]):
+    for case, engine in engines("features", [2], [0, 1, 2, 3], **AVERAGED):
         losses = train(engine, range(3))
         state = full_state(engine, EVERYTHING)
         leave_results(folder, case, losses, state)
         checkpoint.save(engine, folder / case, Position(3, 3 * GLOBAL_BATCH, "d"), "seed: 0\n")
-        other = next(engines("features", [2], [(engine.stage + 1) % 4]))[1]
+        other = next(engines("features", [2], [(engine.stage + 1) % 4], **AVERAGED))[1]
         train(other, range(20, 21))
         checkpoint.load(other, folder / case)
         restored = full_state(other, EVERYTHING)
         equal = all(torch.equal(value, state[name]) for name, value in restored.items()) and len(restored) == len(state)
         after, there = train(engine, range(3, 4)), train(other, range(3, 4))
-        before = full_state(engine, ("replica",))
+        before = full_state(engine, ("replica", "average"))
         poison = engine.model.towers["image"].register_forward_hook(lambda _module, _inputs, output: _poisoned(output))
         skipped = engine.step(micro_batches(engine.config, 4), LR).skipped
         poison.remove()
-        still = all(torch.equal(value, before[name]) for name, value in full_state(engine, ("replica",)).items())
+        still = all(
+            torch.equal(value, before[name]) for name, value in full_state(engine, ("replica", "average")).items()
+        )
         verdict = {"equal": equal, "after": after, "there": there, "skipped": skipped, "still": still}
         (folder / f"verdict-{case}-rank{rank()}.json").write_text(json.dumps(verdict))
 
@@ -273,23 +296,3 @@ def _poisoned(output: dict[str, Tensor]) -> dict[str, Tensor]:
     if rank() != world_size() - 1:
         return output
     return output | {name: output[name] * float("nan") for name in ("tokens", "pooled")}
-
-
-def main() -> None:
-    command, folder = sys.argv[1], Path(sys.argv[2])
-    join()
-    {
-        "equality": equality,
-        "options": options,
-        "write": write_checkpoint,
-        "read": read_checkpoint,
-        "nan": nan_on_one_rank,
-        "teacher": teacher,
-    }[command](folder)
-    barrier()
-    leave()
-
-
-if __name__ == "__main__":
-    assert deepspeed.__version__ == "0.19.8", "fragments.py knows the internals of 0.19.8 alone"
-    main()

@@ -7,11 +7,9 @@ image, one its captions, two the sound and one the video.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from tiny_model import EOS, IMAGE_SIZE, LENGTH, MASK, MODEL, PAD, UNKNOWN, VOCABULARY, rows_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
@@ -164,17 +162,10 @@ def tasks(folder: Path) -> list[TaskConfig]:
     ]
 
 
-def run_rank(number: int, batches_of_rank: Sequence[Sequence[Sequence[int]]], folder: Path) -> None:
-    """Evaluate everything as rank `number` and write its figures."""
-    ranks = len(batches_of_rank)
-    torch.set_num_threads(1)
-    if ranks > 1:
-        store = dist.FileStore(str(folder / "store"), ranks)
-        dist.init_process_group("gloo", store=store, rank=number, world_size=ranks, timeout=timedelta(seconds=60))
-    context = context_of(batches_of_rank[number], folder / "run")
+def evaluate(batches_of_rank: Sequence[Sequence[Sequence[int]]], folder: Path) -> None:
+    """Evaluate everything and write the figures of this rank."""
+    context = context_of(batches_of_rank[rank()], folder / "run")
     figures: dict[str, float] = {}
     for task in tasks(folder):
         figures |= task.run(context)
-    (folder / f"figures-{number}.json").write_text(json.dumps(figures))
-    if ranks > 1:
-        dist.destroy_process_group()
+    (folder / f"figures-{rank()}.json").write_text(json.dumps(figures))

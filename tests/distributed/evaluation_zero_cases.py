@@ -1,11 +1,10 @@
-"""One rank of the check that evaluating a partitioned model is right and leaves training alone; run under torchrun.
+"""One rank of the check that evaluating a partitioned model is right and leaves training alone.
 
 Enter: a folder. Leaves, from rank 0: per ZeRO stage the losses of four steps and, but for the case without, the figures
 of an evaluation between the second and the third.
 """
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from mmpretrain.config import RunConfig
 from mmpretrain.core.collectives import rank
 from mmpretrain.core.types import Batch
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.ranks import join, leave
 
 PARTS = [[[0, 1, 2], [3, 4], [5]], [[6, 7, 8, 9, 10]]]
 """Batches of each of the two ranks."""
@@ -66,14 +64,7 @@ def run_case(stage: int, evaluates: bool, folder: Path) -> dict[str, object]:
     return {"losses": losses + train(engine, 2), "figures": figures}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    join()
+def run_cases(folder: Path) -> None:
     found = {name: run_case(stage, evaluates, folder) for name, (stage, evaluates) in CASES.items()}
     if rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
-    leave()
-
-
-if __name__ == "__main__":
-    main()

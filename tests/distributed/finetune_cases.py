@@ -1,28 +1,30 @@
-"""One rank of the fine-tuning checks; launched by test_finetuning.py under torchrun.
+"""One rank of the fine-tuning checks, which test_finetuning.py runs on every rank of a group.
 
 Enter: a folder. Leave: per case and ZeRO stage, losses and the full state after them; and whether a checkpoint of each
 brought an engine of another stage, built on other weights, to the same state and the same next loss.
 """
 
 import json
-import sys
 from pathlib import Path
 
+import engine_cases
 import torch
 from engine_cases import GLOBAL_BATCH, full_state, leave_results, run_config, train
 from torch import Tensor
 
 from mmpretrain.config import RunConfig
-from mmpretrain.core.collectives import barrier, rank, world_size
+from mmpretrain.core.collectives import rank, world_size
 from mmpretrain.models.config import resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.trained_parts import prepare
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.manifest import Position
-from mmpretrain.training.ranks import join, leave
 
 STEPS = 2
+TOWERS = {name: tower | {"depth": 2} for name, tower in engine_cases.MODEL["towers"].items()}
+MODEL = engine_cases.MODEL | {"towers": TOWERS}
+"""Towers of two blocks, so that the last is not the only one."""
 CASES: dict[str, dict[str, object]] = {
     "whole": {"layer_decay": 0.5},
     "last-block": {"train": 1, "layer_decay": 0.5},
@@ -37,7 +39,7 @@ PAIRS = [(case, stage) for case, stages in STAGES.items() for stage in stages]
 
 
 def config_of(case: str, stage: int, micro: int) -> RunConfig:
-    return run_config("spanning", stage, micro, finetune=CASES[case], steps=STEPS)
+    return run_config("spanning", stage, micro, model=MODEL, finetune=CASES[case], steps=STEPS)
 
 
 def build(config: RunConfig, seed: int = 7) -> MultimodalTransformer:
@@ -83,13 +85,6 @@ def check_restored(case: str, saved: Path, state: dict[str, Tensor], following: 
         saved.with_suffix(".restored.json").write_text(json.dumps(verdict))
 
 
-def main() -> None:
-    join()
+def check_all(folder: Path) -> None:
     for case, stage in PAIRS:
-        check(case, stage, Path(sys.argv[1]))
-    barrier()
-    leave()
-
-
-if __name__ == "__main__":
-    main()
+        check(case, stage, folder)

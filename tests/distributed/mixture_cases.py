@@ -1,11 +1,10 @@
-"""One rank of the step over a mixture; launched by test_mixed_step.py under torchrun.
+"""One rank of the step over a mixture; test_mixed_step.py runs it on every rank of a group.
 
 Enter: a folder with the shards of three sources, of which none holds all four modalities. Leave, written by rank 0: for
 each ZeRO stage and accumulation the losses, and the state of the optimizer after one step, which tells the gradients.
 """
 
 import json
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -20,13 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.loader import Loader, build_loader
 from mmpretrain.config import RunConfig
-from mmpretrain.core.collectives import all_reduce_sum, barrier, rank, world_size
+from mmpretrain.core.collectives import all_reduce_sum, rank, world_size
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.models.config import resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.parts import build_codecs
-from mmpretrain.training.ranks import join, leave
 
 GLOBAL_BATCH, TURN = 16, 10
 """Of two ranks the first meets no picture; the second's last rows are pictures alone."""
@@ -143,15 +141,7 @@ def step(folder: Path, stage: int, accumulation: int) -> None:
     engine.deepspeed.destroy()
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    join()
+def take_steps(folder: Path) -> None:
     for stage in STAGES:
         for accumulation in ACCUMULATIONS:
             step(folder, stage, accumulation)
-    barrier()
-    leave()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ data parallel training sees. Contrastive cases run in float64 over one linear to
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from itertools import product
 from pathlib import Path
 
@@ -233,12 +232,8 @@ def cases() -> Iterator[tuple[str, TensorDict]]:
     yield "gather", gather_case()
 
 
-def run_rank(rank: int, ranks: int, folder: Path) -> None:
-    """All cases on one of `ranks` ranks, which meet in `folder`."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / f"store-{ranks}"), ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+def run_cases(folder: Path) -> None:
+    """All cases; rank 0 writes what came out."""
     results = {f"{case}:{name}": tensor for case, result in cases() for name, tensor in result.items()}
-    if rank == 0:
-        save_file(results, folder / f"ranks-{ranks}.safetensors")
-    dist.destroy_process_group()
+    if rank() == 0:
+        save_file(results, folder / f"ranks-{world_size()}.safetensors")

@@ -3,21 +3,22 @@
 import json
 from pathlib import Path
 
+import deepspeed
+import engine_cases as cases
 import pytest
 import torch
 from launch import run_ranks
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
 RANKS = (1, 3, 4)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
-    run_ranks(2, [str(HERE / "engine_cases.py"), "write", str(folder)])
+    run_ranks(2, cases.write_checkpoint, folder)
     for ranks in RANKS:
-        run_ranks(ranks, [str(HERE / "engine_cases.py"), "read", str(folder)])
+        run_ranks(ranks, cases.read_checkpoint, folder)
     return folder
 
 
@@ -31,3 +32,7 @@ def test_a_checkpoint_restores_at_any_ranks_and_stage(folder: Path, stage: int, 
         assert torch.equal(read[name], value), name
     after = json.loads((folder / f"{case}.json").read_text())
     assert after == pytest.approx(json.loads((folder / "written.json").read_text()), abs=1e-6)
+
+
+def test_this_is_the_release_whose_fragments_are_known() -> None:
+    assert deepspeed.__version__ == "0.19.8", "fragments.py knows the internals of 0.19.8 alone"

@@ -1,21 +1,19 @@
 """Every evaluation on three ranks with uneven parts, one of them empty, gives the figures of one process."""
 
 import json
-import multiprocessing
-import os
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import evaluation_cases
+import evaluation_zero_cases
 import numpy as np
 import pytest
 import torch
-from evaluation_cases import CLASSES, SAMPLES, WITHOUT_CAPTION, WITHOUT_IMAGE, captions, context_of, run_rank, samples
+from evaluation_cases import CLASSES, SAMPLES, WITHOUT_CAPTION, WITHOUT_IMAGE, captions, context_of, evaluate, samples
 from launch import run_ranks
 from open_clip import build_zero_shot_classifier
 from PIL import Image
-from torch.multiprocessing import start_processes
 from torch.nn import functional as F
 
 from mmpretrain.core.seeding import key_of
@@ -31,7 +29,7 @@ UNEVEN = [[[0, 1], [2, 3], [4]], [], [[5, 6, 7, 8], [9, 10]]]
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, Path]:
     """Figures and run folder of a single process that holds all samples in one batch."""
     folder = tmp_path_factory.mktemp("one")
-    run_rank(0, WHOLE, folder)
+    evaluate(WHOLE, folder)
     return json.loads((folder / "figures-0.json").read_text()), folder / "run"
 
 
@@ -39,18 +37,15 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Figures, Path]:
 def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Figures], Path]:
     """Figures of each of three ranks and their run folder."""
     folder = tmp_path_factory.mktemp("three")
-    multiprocessing.set_forkserver_preload(["evaluation_cases"])
-    start_processes(evaluation_cases.run_rank, (UNEVEN, folder), nprocs=3, start_method="forkserver")
+    run_ranks(3, evaluation_cases.evaluate, UNEVEN, folder)
     return [json.loads((folder / f"figures-{rank}.json").read_text()) for rank in range(3)], folder / "run"
 
 
 @pytest.fixture(scope="module")
 def partitioned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Case -> losses and figures of two ranks under DeepSpeed, evaluated in the midst of training."""
-    folder, here = tmp_path_factory.mktemp("partitioned"), Path(__file__).parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(here.parents[1]), str(here.parent)]))
-        run_ranks(2, [str(here / "evaluation_zero_cases.py"), str(folder)])
+    folder = tmp_path_factory.mktemp("partitioned")
+    run_ranks(2, evaluation_zero_cases.run_cases, folder)
     found: dict[str, dict[str, Any]] = json.loads((folder / "found.json").read_text())
     return found
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from mmpretrain.models.multimodal import MultimodalTransformer
 
-HERE = Path(__file__).parent
-
 
 def share(name: str, decay: float) -> float:
     """BEiT's shares of the rate in towers of two blocks, written out."""
@@ -58,7 +56,7 @@ def plain_pytorch(case: str) -> tuple[list[float], MultimodalTransformer]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
-    run_ranks(2, [str(HERE / "finetune_cases.py"), str(folder)])
+    run_ranks(2, cases.check_all, folder)
     return folder
 
 

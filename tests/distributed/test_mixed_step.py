@@ -5,7 +5,6 @@ lacks; the losses written out from their formulas over the rows that have what t
 """
 
 import json
-import os
 from pathlib import Path
 
 import mixture_cases as cases
@@ -22,7 +21,6 @@ from mmpretrain.layers.spectrogram import LogMel
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.objectives.mae import normalise_patches
 
-HERE = Path(__file__).parent
 Losses = dict[str, tuple[Tensor, int]]
 """Objective -> sum and number of targets."""
 
@@ -32,9 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     cases.write_shards(folder)
     cases.write_tokenizer(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-        run_ranks(2, [str(HERE / "mixture_cases.py"), str(folder)])
+    run_ranks(2, cases.take_steps, folder)
     return folder
 
 

@@ -4,16 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import engine_cases as cases
 import pytest
 from launch import run_ranks
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("nan")
-    run_ranks(2, [str(HERE / "engine_cases.py"), "nan", str(folder)])
+    run_ranks(2, cases.nan_on_one_rank, folder)
     return folder
 
 

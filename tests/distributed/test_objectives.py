@@ -1,22 +1,18 @@
 """Objectives on 1, 2 and 4 ranks, in 1, 2 and 4 chunks: one loss and one gradient, that of NumPy and of open_clip."""
 
 import math
-import multiprocessing
-import os
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import forkserver
-from pathlib import Path
 
 import numpy as np
 import objective_cases
 import pytest
 import torch
 from contrastive_reference import Matrix, Reference, infonce, siglip, through_tower, unit_rows
+from launch import run_ranks
 from objective_cases import CONTRASTIVE
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.multiprocessing import start_processes
 
 Results = dict[int, dict[str, dict[str, Tensor]]]
 RANKS = (1, 2, 4)
@@ -29,14 +25,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Number of ranks -> case -> loss, gradients and metrics."""
     folder = tmp_path_factory.mktemp("objectives")
     found: Results = {}
-    here = Path(__file__).parent
-    with pytest.MonkeyPatch.context() as patch:
-        # The server imports once for all ranks; it takes its path from the environment alone.
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))))
-        multiprocessing.set_forkserver_preload(["objective_cases"])
-        forkserver.ensure_running()
     for ranks in RANKS:
-        start_processes(objective_cases.run_rank, (ranks, folder), nprocs=ranks, start_method="forkserver")
+        run_ranks(ranks, objective_cases.run_cases, folder)
         found[ranks] = {}
         for key, tensor in load_file(folder / f"ranks-{ranks}.safetensors").items():
             case, name = key.split(":", 1)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launch import TIMEOUT_S, environment, run_ranks, torchrun_command
+from launch import TIMEOUT_S, environment, run_module, run_ranks, torchrun_command
 
 from data_pipeline.make import make
 
-STEPS, GLOBAL_BATCH, SAMPLES = 60, 24, 96
+STEPS, GLOBAL_BATCH, SAMPLES = 40, 24, 96
 EPOCH = SAMPLES // GLOBAL_BATCH
 CONFIG = f"""
 steps: {STEPS}
@@ -30,8 +30,8 @@ model:
   embed_dim: 32
   towers:
     image:
-      {{kind: native, stem: {{kind: patches, image_size: 16, patch_size: 8}}, width: 32, depth: 2, heads: 2}}
-    text: {{kind: native, stem: {{kind: embeddings, context_length: 12}}, width: 32, depth: 2, heads: 2}}
+      {{kind: native, stem: {{kind: patches, image_size: 16, patch_size: 8}}, width: 32, depth: 1, heads: 2}}
+    text: {{kind: native, stem: {{kind: embeddings, context_length: 12}}, width: 32, depth: 1, heads: 2}}
 objectives:
   itc: {{kind: infonce}}
   mlm: {{kind: mlm}}
@@ -45,8 +45,6 @@ schedule: {{warmup: 5}}
 
 def arguments(folder: Path, output: Path, ranks: int, workers: int) -> list[str]:
     return [
-        "-m",
-        "mmpretrain.train",
         str(folder / "run.yaml"),
         f"output={output}",
         f"micro_batch_size={GLOBAL_BATCH // ranks}",
@@ -56,7 +54,7 @@ def arguments(folder: Path, output: Path, ranks: int, workers: int) -> list[str]
 
 
 def train(folder: Path, output: Path, ranks: int, workers: int) -> None:
-    run_ranks(ranks, arguments(folder, output, ranks, workers))
+    run_ranks(ranks, run_module, "mmpretrain.train", arguments(folder, output, ranks, workers))
 
 
 def last_step(output: Path) -> int:
@@ -68,7 +66,7 @@ def last_step(output: Path) -> int:
 def train_until_killed(folder: Path, output: Path, kill_at: int) -> None:
     """SIGKILL one of two ranks once `kill_at` steps are done, as the kernel would when memory runs out."""
     with subprocess.Popen(
-        torchrun_command(2, arguments(folder, output, 2, workers=1)),
+        torchrun_command(2, ["-m", "mmpretrain.train", *arguments(folder, output, 2, workers=1)]),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -108,7 +106,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = ("uninterrupted", "killed", "at_1_rank", "at_4_ranks")
     outputs = {name: folder / name for name in names}
     train(folder, outputs["uninterrupted"], ranks=2, workers=1)
-    train_until_killed(folder, outputs["killed"], kill_at=random.randrange(9, 40))
+    train_until_killed(folder, outputs["killed"], kill_at=random.randrange(9, 24))
     for name in ("at_1_rank", "at_4_ranks"):
         shutil.copytree(outputs["killed"], outputs[name])
     train(folder, outputs["killed"], ranks=2, workers=2)

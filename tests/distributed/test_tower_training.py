@@ -1,7 +1,6 @@
 """Every kind of tower trains on two ranks, partitioned, as in one plain process that holds the whole batch."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from launch import run_ranks
 from tiny_encoders import save_encoders
 from torchvision.models import resnet18
 
-HERE = Path(__file__).parent
 GROUPS = tuple(cases.groups(Path()))
 Found = Mapping[str, list[dict[str, float]]]
 
@@ -29,9 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Found:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-        run_ranks(2, [str(HERE / "tower_cases.py"), str(folder)])
+    run_ranks(2, cases.train_all, folder)
     results: Found = json.loads((folder / "found.json").read_text())
     return results
 

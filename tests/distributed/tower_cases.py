@@ -5,19 +5,17 @@ losses before and after a step, and its gradient norm.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmpretrain.config import RunConfig
-from mmpretrain.core.collectives import all_reduce_sum, barrier, rank, world_size
+from mmpretrain.core.collectives import all_reduce_sum, rank, world_size
 from mmpretrain.core.types import Batch, TensorDict
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.ranks import join, leave
 
 ROWS, LR, STAGES, LENGTH = 4, 1e-3, (2, 3), 14
 EPS = 1e-3
@@ -58,7 +56,7 @@ def run_config(towers: dict[str, dict[str, object]], stage: int) -> RunConfig:
             "zero_stage": stage,
             "global_batch_size": ROWS,
             "micro_batch_size": ROWS // world_size(),
-            "engine": {"activation_checkpointing": stage == 3},
+            "engine": {"activation_checkpointing": "block" if stage == 3 else "none"},
             "model": {"embed_dim": 16, "towers": towers},
             "objectives": pairs,
             "optimizer": {"lr": LR, "eps": EPS, "clip_grad_norm": 0.0},
@@ -115,9 +113,7 @@ def train(engine: Engine) -> tuple[dict[str, float], dict[str, float]]:
     return means[0] | {"grad_norm": result.grad_norm}, means[1]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    join()
+def train_all(folder: Path) -> None:
     found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
     for name, towers in groups(folder).items():
         for stage in STAGES:
@@ -127,9 +123,3 @@ def main() -> None:
             engine.deepspeed.destroy()
     if rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))
-    barrier()
-    leave()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,13 @@
 """A loss spike at the command line: told, or answered by going back past the data that led to it."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
-from command_line import Project
+from command_line import Project, rows_of
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.tracking.base import RunFacts
@@ -49,6 +50,20 @@ def test_a_run_goes_back_past_a_spike_and_reads_the_data_after_it(project: Proje
     if ended.code:  # it spiked again, which this config does not allow
         assert "the run went back 1 times already (spikes.max_rollbacks=1); lower optimizer.lr" in ended.stderr
         assert project.outcome()[0] == "fatal"
+    _assert_the_gap_goes_with_the_checkpoint(project, order, back, spike)
+
+
+def _assert_the_gap_goes_with_the_checkpoint(project: Project, order: list[object], back: int, spike: int) -> None:
+    """A checkpoint that is moved to another folder alone still knows what data the run left out."""
+    assert project.train(*SPIKY, "steps=70").code == 0
+    elsewhere = project.folder / "elsewhere"
+    (elsewhere / "checkpoints").mkdir(parents=True)
+    newest = project.checkpoints[-1]
+    shutil.copytree(newest, elsewhere / "checkpoints" / newest.name)
+    assert project.train(*SPIKY, "steps=76", f"output={elsewhere}").code == 0
+    assert (elsewhere / "rollbacks.jsonl").read_text() == (project.output / "rollbacks.jsonl").read_text()
+    keys = {row["step"]: row["keys"] for row in rows_of(elsewhere / "samples.jsonl")}
+    assert keys == {step: order[step - 1 + spike - back] for step in range(71, 77)}
 
 
 def test_an_alert_reaches_a_server_and_names_the_figures(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,20 +3,19 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import cluster
 import pytest
+from no_cluster import NO_CLUSTER
 
 from data_pipeline.make import make
-
-_SKIPPED = "the Slurm cluster for tests cannot run: "
+from launcher import dev_cluster
 
 
 @pytest.fixture(scope="session")
 def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two virtual nodes and real daemons, for as long as tests run."""
-    if reason := cluster.can_run():
-        pytest.skip(_SKIPPED + reason)
-    with cluster.started(tmp_path_factory.mktemp("slurm"), nodes=2):
+    if reason := dev_cluster.missing():
+        pytest.skip(NO_CLUSTER + reason)
+    with dev_cluster.started(tmp_path_factory.mktemp("slurm"), nodes=2):
         yield
 
 
@@ -29,16 +28,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path, shards: Path) -> Path:
-    """A folder with a run file and the shards."""
+    """A folder with the shards."""
     (tmp_path / "set").symlink_to(shards)
-    (tmp_path / "run.yaml").write_text(cluster.CONFIG.format(folder=tmp_path))
     return tmp_path
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    missed = [report for report in terminalreporter.getreports("skipped") if _SKIPPED in str(report.longrepr)]
-    if missed:
-        terminalreporter.section("NOT RUN: the launcher on a real cluster", red=True)
-        terminalreporter.line(str(missed[0].longrepr[2]) if isinstance(missed[0].longrepr, tuple) else _SKIPPED)
-        for report in missed:
-            terminalreporter.line(f"  {report.nodeid}")

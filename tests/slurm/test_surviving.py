@@ -4,38 +4,46 @@ Real slurmctld, slurmd, sbatch and srun; two nodes with one gloo rank each under
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cluster import DEADLINE_S, SlurmRun, comment_of, preempt, submit_run
-from faulty_train import HANG
+from cluster import comment_of, overrides, preempt, submit_run
 
+from launcher.chaos.comparison import compare
+from launcher.chaos.faults import Site, faults_at
+from launcher.chaos.subject import DEADLINE_S, Subject
 from launcher.diagnosis import doctor_run
-from launcher.history import Action, Ending
+from launcher.history import Action, Attempt, Ending
+from launcher.progress import duration
 from launcher.status import status_of
 from launcher.story import why
+from mmpretrain.config import configs_folder
 from mmpretrain.core import run_files
 
 pytestmark = pytest.mark.usefixtures("two_nodes")
+STRIKE = {fault.name: fault.strike for fault in faults_at("slurm")}
+SITE = Site("slurm", nodes=2)
 
 
-def train_uninterrupted(project: Path) -> SlurmRun:
+def train_uninterrupted(project: Path) -> Subject:
     """The same config by torchrun alone, with no scheduler."""
     output = project / "whole"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = ["-m", "mmpretrain.train", str(project / "run.yaml"), f"output={output}"]
+    program = ["-m", "mmpretrain.train", str(configs_folder() / "chaos.yaml"), *overrides(project), f"output={output}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     subprocess.run([*launch, *program], env=environment, timeout=DEADLINE_S, check=True, capture_output=True)
-    return SlurmRun(output, "")
+    return Subject(output)
 
 
-def assert_same(run: SlurmRun, whole: SlurmRun) -> None:
-    """Bitwise the losses, and the very samples of every step."""
-    assert run.losses() == whole.losses()
-    assert run.rows("samples.jsonl") == whole.rows("samples.jsonl")
+def assert_resumed_soon(preempted: Attempt, later: Attempt, told: str) -> None:
+    """Signal, save, queue and start in under a minute, by the run's own clocks. What a busy machine needs to start
+    Python and its libraries once more is no matter of the launcher, and so left out of the bound."""
+    assert preempted.asked is not None and later.first_step_s is not None
+    recovered = preempted.recovered_s(later)
+    assert recovered is not None and recovered - later.first_step_s < 60 - 15
+    assert f"training again {duration(recovered)} after it was told to end" in told
 
 
 def test_a_run_survives_preemption_a_crash_and_a_hang_with_the_numbers_of_an_uninterrupted_one(project: Path) -> None:
@@ -49,15 +57,14 @@ def test_a_run_survives_preemption_a_crash_and_a_hang_with_the_numbers_of_an_uni
     preempted = run.history[0]
     assert (preempted.ending, preempted.action, preempted.nodes) == (Ending.PREEMPTED, Action.REQUEUE, ("n1", "n2"))
     assert preempted.reason.startswith("preemption; ") and preempted.step == preempted.saved_step > 0
-    assert run.history_with_current[1].began - preempted.ended < 30, "the job waited too long in the queue"
 
-    run.signal_rank(1, signal.SIGKILL)
+    STRIKE["rank-killed"](run, SITE)
     run.wait_for_step(run.step + 2, attempt=2)
     crashed = run.history[1]
     assert (crashed.ending, crashed.action) == (Ending.CRASHED, Action.RESTART)
 
     survivor = run_files.read_ranks(run.run)
-    run.signal_rank(1, HANG)
+    STRIKE["hang"](run, SITE)
     run.wait_for_step(1, attempt=3)
     hung = run.history[2]
     assert (hung.ending, hung.action) == (Ending.HUNG, Action.RESTART)
@@ -68,9 +75,12 @@ def test_a_run_survives_preemption_a_crash_and_a_hang_with_the_numbers_of_an_uni
 
     run.wait_for_end()
     assert run.history[-1].ending is Ending.COMPLETED
-    assert_same(run, whole)
+    compared = compare(run, whole, skipped=[])
+    assert compared.is_equal and (compared.losses, compared.samples) == (150, 150), str(compared)
+    assert run.rows("samples.jsonl") == whole.rows("samples.jsonl")
     told = why(run.run)
     for part in ("preemption", "ranks ended without an outcome", "hung", "completed", "goodput"):
         assert part in told
+    assert_resumed_soon(preempted, run.history[1], told)
     assert status_of(run.run).state == "completed"
     assert "mmpretrain publish" in doctor_run(run.run)

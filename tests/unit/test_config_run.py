@@ -13,6 +13,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 COMPLETE = (
     "demo",
     "gate",
+    "chaos",
     "flickr1k",
     "flickr1k-trimodal",
     "clip-vit-b32",
@@ -85,7 +86,7 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
         "data: {train: {sources: {main: {shards: [shards]}}}}\n"
     )
     run = load_run_config(path)
-    assert run.engine.activation_checkpointing
+    assert run.engine.activation_checkpointing == "block"
     assert run.data.workers == 4
 
 
@@ -218,3 +219,33 @@ def test_labels_and_their_codecs_belong_together(objective: str, codecs: str, me
     with pytest.raises(ConfigError) as caught:
         load_run_config(labelled(objective, codecs, tmp_path))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("{prescale_gradients: true}", "saw True; the loss is already scaled by the ranks.*remove it"),
+        ("{gradient_predivide_factor: 2}", "saw 2; the loss is already scaled by the ranks"),
+        ("{managed_gradient_accumulation: false}", "saw False; without it every micro-batch would move the weights"),
+        ("{zero_optimization: {round_robin_gradients: true}}", "checkpoints would hold the weights in a wrong order"),
+        ("{zero_optimization: {compute_grad_norm: false}}", "a step that is not finite goes unnoticed"),
+    ],
+)
+def test_options_of_deepspeed_that_make_gradients_or_weights_wrong_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(configs_folder() / "demo.yaml", [f"engine.deepspeed={option}"])
+
+
+def test_options_of_deepspeed_at_a_harmless_value_pass() -> None:
+    options = "{gradient_predivide_factor: 1.0, zero_optimization: {round_robin_gradients: false, overlap_comm: true}}"
+    run = load_run_config(configs_folder() / "demo.yaml", [f"engine.deepspeed={options}"])
+    assert run.engine.deepspeed["gradient_predivide_factor"] == 1
+
+
+def test_an_average_forgets_the_first_weights_soon_and_then_keeps_its_share() -> None:
+    average = load_run_config(DEMO, ["ema={decay: 0.9}"]).ema
+    assert average is not None
+    assert [average.decay_at(step) for step in (1, 10, 1000)] == pytest.approx([2 / 11, 11 / 20, 0.9])
+    steady = load_run_config(DEMO, ["ema={decay: 0.9, warmup: false}"]).ema
+    assert steady is not None and steady.decay_at(1) == 0.9
+    assert "ema.decay" in fault("ema={decay: 1.0}")

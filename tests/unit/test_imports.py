@@ -25,15 +25,17 @@ RANKS = {
     "publishing": 4,
     "training": 5,
     "inference": 6,
+    "planning": 6,
 }
 CORE_ALONE = ("launcher", "data_pipeline", "tracking")
-SHELL = ("cli", "train", "finetune", "demo", "gate", "__main__")
+SHELL = ("cli", "train", "faulty_train", "finetune", "demo", "gate", "__main__")
 JOINS = {
     ("config", "data_pipeline"): "config classes of the data part",
     ("config", "tracking"): "config classes of trackers",
     ("config", "evaluation"): "config classes of evaluation tasks",
     ("training", "data_pipeline"): "the composition root joins data and model",
     ("training", "tracking"): "the composition root joins trackers",
+    ("planning", "data_pipeline"): "a plan knows the words of a tokenizer",
     ("inference", "data_pipeline"): "a model at work reads shards, indexes and tables",
 }
 
@@ -78,7 +80,7 @@ def part(name: str) -> str | None:
     if top != "mmpretrain" or not rest:
         return None
     first = rest.split(".")[0]
-    return "cli" if first.startswith("cli") else first
+    return next((shared for shared in ("cli", "config") if first.startswith(f"{shared}_")), first)
 
 
 def allowed(importer: str, imported: str) -> bool:

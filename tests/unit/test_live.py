@@ -25,7 +25,7 @@ def train(run: Path, steps: range) -> None:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[str]:
     figures = ("3/30", "40", "0.33", "1:00", "1", "node1", "")
-    runs = [RunLine(tmp_path / name, "running", figures) for name in ("first run", "second")]
+    runs = [RunLine(tmp_path / name, name, "running", figures) for name in ("first run", "second")]
     server = serve(lambda: runs, "127.0.0.1", 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"

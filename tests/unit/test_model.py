@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from tiny_model import LENGTH, MODEL, build_model, rows_of
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel
 
 from mmpretrain.core.errors import ConfigError
@@ -94,14 +95,49 @@ def test_only_the_last_chunk_keeps_what_its_layers_need():
     assert kept(chunks_of(batch, 4)) - weights < (kept([batch]) - weights) / 2
 
 
-def test_activation_checkpointing_changes_no_gradient():
+@pytest.mark.parametrize("chunks", [1, 2])
+@pytest.mark.parametrize("policy", ["block", "selective"])
+def test_activation_checkpointing_changes_no_gradient(policy, chunks):
     model, batch = build_model(EVERYTHING), rows_of(LENGTHS)
-    _, plain = step(model, [batch])
-    model.set_activation_checkpointing(True)
-    _, checkpointed = step(model, [batch])
+    _, plain = step(model, chunks_of(batch, chunks))
+    model.set_activation_checkpointing(policy)
+    _, checkpointed = step(model, chunks_of(batch, chunks))
     assert all(torch.equal(checkpointed[name], gradient) for name, gradient in plain.items())
-    model.set_activation_checkpointing(False)
+    model.set_activation_checkpointing("none")
     assert not any(block.gradient_checkpointing for block in model.towers["image"].transformer.blocks)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products and norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = self.norms = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.products += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        self.norms += function is torch.ops.aten.native_layer_norm.default
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_selective_checkpointing_computes_norms_again_and_no_product(autocast):
+    """Of each block's four products and two norms; "block" computes all again, and keeps less."""
+    counted, kept = {}, {}
+    for policy in ("none", "block", "selective"):
+        model, sizes = build_model({}), []
+        model.autocast_dtype = autocast
+        model.set_activation_checkpointing(policy)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            embedded = model.embed("image", rows_of(LENGTHS)["image"])
+        with Products() as backward:
+            embedded.square().sum().backward()
+        counted[policy], kept[policy] = (backward.products, backward.norms), sum(sizes)
+    products, norms = counted["none"]
+    assert norms == 0
+    assert counted["block"][0] > products and counted["block"][1] == 4
+    assert counted["selective"] == (products, 4)
+    assert kept["block"] < kept["none"]
 
 
 def test_bf16_keeps_parameters_losses_and_embeddings_in_fp32():

@@ -36,7 +36,7 @@ def test_the_loss_of_a_step_has_the_weights_of_that_step() -> None:
     one = {name: torch.tensor(1.0) for name in ("itc", "mim")}
     assert model.scheduled == ("mim",)
     for step, weight in ((0, 0.0), (15, 1.0), (40, 5.0)):
-        model.weigh(step)
+        model.begin_step(step)
         output = model([rows], one)
         torch.testing.assert_close(output["loss"], output["sum.itc"] + weight * output["sum.mim"])
 

@@ -15,7 +15,7 @@ from run_reports import facts, report, write
 
 from mmpretrain.core.errors import ClusterError, ConfigError, DataError
 from mmpretrain.core.registry import discover
-from mmpretrain.core.types import StepReport
+from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.base import Outcome, RunFacts, Tracker, TrackerConfig
 from mmpretrain.tracking.console import ConsoleTracker
 from mmpretrain.tracking.fanout import build_trackers
@@ -126,6 +126,21 @@ def test_plain_output_is_one_line_every_few_steps(tmp_path: Path) -> None:
     ]
 
 
+def test_an_evaluation_of_many_figures_is_told_in_tables(tmp_path: Path) -> None:
+    out = io.StringIO()
+    tracker = ConsoleTracker(facts(tmp_path), Console(file=out, width=60, soft_wrap=True))
+    ranks = {"r@1": 0.5, "r@5": 0.75, "median_rank": 12.0, "chance_r@1": 0.001, "chance_r@5": 0.005}
+    figures = {f"val/{way}_{name}": value for way in ("i2t", "t2a") for name, value in ranks.items()}
+    tracker.log_evaluation(12, 48, {**figures, "val/i2t_new": 3.0, "val/seconds": 12.5})
+    assert [line.rstrip() for line in out.getvalue().splitlines()[1:]] == [
+        "evaluation at step 12",
+        "  Retrieval       R@1    R@5  median rank  chance R@1",
+        "  image → text  0.500  0.750         12.0     0.00100",
+        "  text → audio  0.500  0.750         12.0     0.00100",
+        "  i2t_new 3.00 | seconds 12.5",
+    ]
+
+
 def test_a_terminal_shows_a_bar_that_keeps_up(tmp_path: Path) -> None:
     out = io.StringIO()
     tracker = ConsoleTracker(facts(tmp_path), Console(file=out, width=120, force_terminal=True, soft_wrap=True))
@@ -166,7 +181,7 @@ class Brittle:
         raise ZeroDivisionError("a bug in some library")
 
     def log_evaluation(
-        self, step: int, samples: int, metrics: Mapping[str, float], images: Mapping[str, Path] | None = None
+        self, step: int, samples: int, metrics: Mapping[str, float], pictures: Pictures | None = None
     ) -> None: ...
 
     def note(self, message: str) -> None: ...

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.layers.resampling import inflate_kernel, resample_positions
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent, open_pretrained
-from mmpretrain.models.resampling import inflate_kernel, resample_positions
 from mmpretrain.models.transfer import Transfer, take_over
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig

@@ -144,11 +144,12 @@ def test_the_workspace_shows_metrics_that_runs_have() -> None:
     workspace = build_workspace(configs_folder() / "tracking" / "wandb-workspace.yaml", "team", "trials")
     steps = {"train/loss", "train/loss_itc", "train/lr", "train/grad_norm", "train/spike_score", "train/skipped_steps"}
     steps |= {"train/logit_scale", "embed/pos_sim", "embed/neg_sim", "embed/modality_gap", "embed/in_batch_r1"}
+    steps |= {"train/mfu", "train/tflops_per_gpu"}
     steps |= {"perf/samples_per_s", "perf/data_pct", "rank/slowest", "mem/host_rss_gib"}
     steps |= {f"rank/busy_s_{name}" for name in ("min", "med", "max")}
     known = steps | {"val/i2t_r@1", "val/zeroshot_top1", "val/mlm_acc"}
     panels = [panel for section in workspace.sections for panel in section.panels]
-    assert len(panels) == 17 and {panel.x for panel in panels} == {"train/step"}
+    assert len(panels) == 19 and {panel.x for panel in panels} == {"train/step"}
     for panel in panels:
         assert set(panel.y or ()) <= known, panel.title
         assert panel.y or any(re.fullmatch(panel.metric_regex, name) for name in known), panel.title

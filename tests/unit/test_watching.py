@@ -16,6 +16,8 @@ from launcher.logs import last_lines, log_file
 from launcher.machine import doctor_machine
 from launcher.progress import duration, progress_line
 from launcher.slurm_commands import _parse
+from launcher.snapshot import config_file
+from launcher.spec import JobSpec, job_file
 from launcher.status import find_runs, status_of, table_of
 from launcher.story import goodput, why
 from launcher.top import view
@@ -128,7 +130,7 @@ def test_top_shows_the_runs_and_what_happened_last(tmp_path: Path) -> None:
     console = Console(width=160, record=True, file=StringIO())
     console.print(view([tmp_path]))
     text = console.export_text()
-    assert "1 crashed" in text and "clip attempt 0 crashed: ranks ended without an outcome" in text
+    assert "1 crashed" in text and "attempt 0 crashed: ranks ended without an outcome" in text
 
 
 @pytest.mark.parametrize(
@@ -154,6 +156,40 @@ def test_doctor_names_the_odd_rank_of_a_hang_and_where_its_stacks_lie(tmp_path: 
     run = run_folder(tmp_path, [replace(FIRST, ending=Ending.HUNG, reason=reason)])
     told = doctor_run(run)
     assert "rank 1 on n2 is at /reader.py:3 in read" in told and str(run / "stacks" / "attempt-0") in told
+
+
+def submitted(run: Path, time_limit_s: int) -> Path:
+    """As a job that saves every 500 steps, and is told to end a minute before its limit."""
+    values = {"name": "clip", "run": run, "program": [], "python": "python", "workdir": run, "ranks_per_node": 1}
+    values |= {"time_limit_s": time_limit_s, "config_hash": "abc", "cluster": {"signal_lead_s": 60}}
+    job_file(run).write_text(JobSpec.model_validate(values).model_dump_json())
+    config_file(run, "abc").write_text("checkpoint: {every: 500}\n")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("time_limit_s", "save_s", "warnings"),
+    [
+        (600, 10.0, []),
+        (300, 40.0, [
+            "the time limit of 5 min is too short for 500 steps of 0.5 s and a save of 40 s, after 20 s of starting: a "
+            "crash costs the whole job; lower checkpoint.every to 106 or give more --time",
+            "60 s between the scheduler's signal and the end are few for a step of 0.5 s and a save of 40 s; set "
+            "signal_lead_s to 81 or more in the cluster file",
+        ]),
+    ],
+)  # fmt: skip
+def test_doctor_warns_of_checkpoints_that_do_not_fit_into_the_time_of_a_job(
+    tmp_path: Path, time_limit_s: int, save_s: float, warnings: list[str]
+) -> None:
+    """500 steps of 0.5 s, a save and 20 s of starting: 280 s or 310 s; a third of 280 s less the save is 106 steps."""
+    run = submitted(run_folder(tmp_path, [FIRST]), time_limit_s)
+    heartbeat = Heartbeat(100, 200, "step", 0, 2.25, 0.5, 512.0, time.time(), save_s)
+    run_files.write_record(run / "heartbeat.json", heartbeat)
+    told = doctor_run(run)
+    assert [
+        line.removeprefix("  - ") for line in told.splitlines() if "signal" in line or "time limit" in line
+    ] == warnings
 
 
 def test_doctor_of_a_completed_run_says_how_to_publish_it(tmp_path: Path) -> None:
@@ -212,7 +248,7 @@ def test_a_line_of_squeue_is_read_with_its_time_left() -> None:
         (["why", "{run}"], "goodput"),
         (["doctor", "{run}"], "next: mmpretrain submit --again"),
         (["logs", "{run}"], "the last words"),
-        (["top", "{folder}", "--times", "1"], "clip attempt 0 crashed"),
+        (["top", "{folder}", "--times", "1"], "attempt 0 crashed"),
     ],
 )
 def test_the_command_line_says_so(

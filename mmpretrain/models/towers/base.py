@@ -31,6 +31,17 @@ class Tower(Layered):
         """What objectives may know of this tower."""
         raise NotImplementedError
 
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        """How many of the first columns of inputs [B, L] the tower must see, so that all it says of tokens that count
+        stays what it is; all of them where padding matters. Looks at values, so call it before they go to a device."""
+        return inputs.shape[1]
+
+    def kept_tokens(self, draw: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """Which content tokens of rows with these keys, int64 [B], a step shows to the tower: int64 [B, K]; None: all.
+
+        `mask` is that of the inputs, as for `forward`."""
+        return None
+
     def top_layers(self, inputs: Tensor, mask: Tensor | None, number: int) -> list[Tensor]:
         raise ConfigError(f"{type(self).__name__} does not tell what its layers say; use a native tower")
 
@@ -63,6 +74,16 @@ class TowerConfig(Config):
     """Project the pooled vector to `embed_dim`; false where the pooled vector is the embedding (SigLIP)."""
     projection_bias: bool = False
     """Give the projection a bias (SigLIP's text head)."""
+
+    @property
+    def last_phase(self) -> int:
+        """Step from which on the tower trains on all of its inputs, or on as much of them as it ever does."""
+        return 0
+
+    @property
+    def changes_grid(self) -> bool:
+        """Whether the grid of patches changes over the steps."""
+        return False
 
     def check(self, modality: str) -> None:
         """Raise ValueError when this tower cannot stand under the name `modality`."""

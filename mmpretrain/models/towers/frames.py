@@ -41,6 +41,12 @@ class FramesTowerConfig(TowerConfig):
         if modality != "video":
             raise ValueError(f"a tower of kind frames reads videos, not {modality!r}; name it video")
         self.image.check("image")
+        if isinstance(self.image, NativeTowerConfig) and self.image.patch_dropout != 0.0:
+            raise ValueError("patch_dropout of the image tower inside a tower of kind frames is not done; remove it")
+
+    @property
+    def last_phase(self) -> int:
+        return self.image.last_phase
 
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         return self.model_copy(update={"image": self.image.resolve("image", tokenizer)})

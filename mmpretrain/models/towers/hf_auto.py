@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
+from mmpretrain.layers.padding import filled_columns
 from mmpretrain.layers.parameters import WordEmbedding
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmpretrain.layers.pooling import masked_mean
@@ -32,6 +33,7 @@ from mmpretrain.models.hf_inputs import (
     PixelInputs,
     WordInputs,
     check_length,
+    ignores_padding,
     is_causal,
     pixel_shape,
     read_statistics,
@@ -131,6 +133,7 @@ class HFAutoTower(Tower):
         pattern = outline(config.whole_config(), modality)
         self.inputs = _inputs(config, pattern, modality)
         self._facts = _measure(config, pattern, self.inputs, modality)
+        self.sees_padding = modality != "text" or config.attend_padding or not _measured_alike(config, pattern)
         self.model = build_encoder(pattern)
         if modality == "text":
             adopt_words(self.model)
@@ -142,6 +145,9 @@ class HFAutoTower(Tower):
         tokens, mask = _as_sequence(outputs.last_hidden_state), self.inputs.token_mask(mask)
         pooled = outputs.pooler_output if self.config.pooling == "pooler" else self._pool(tokens, mask)
         return {"tokens": tokens, "pooled": pooled} | ({} if mask is None else {"mask": mask})
+
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        return inputs.shape[1] if self.sees_padding else filled_columns(mask)
 
     def _pool(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
         if self.config.pooling == "class":
@@ -158,6 +164,10 @@ class HFAutoTower(Tower):
     def vocabulary_logits(self, hidden: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()
         return words(hidden, score=True) if isinstance(words, WordEmbedding) else super().vocabulary_logits(hidden)
+
+
+def _measured_alike(config: HFAutoTowerConfig, pattern: PreTrainedModel) -> bool:
+    return ignores_padding(pattern, config.context_length, config.pooling == "pooler")
 
 
 def _inputs(config: HFAutoTowerConfig, pattern: PreTrainedModel, modality: str) -> EncoderInputs:

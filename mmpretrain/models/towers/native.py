@@ -17,7 +17,9 @@ from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.registry import union_of
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
 from mmpretrain.layers.blocks import Activation, Transformer
+from mmpretrain.layers.padding import filled_columns
 from mmpretrain.layers.parameters import ClassToken
+from mmpretrain.layers.patch_dropout import DropSchedule, PatchDropout
 from mmpretrain.layers.pooling import AttentionPool, at_first, masked_mean
 from mmpretrain.modalities.base import PatchStem, Stem, StemConfig, WordStem
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -58,6 +60,19 @@ class NativeTowerConfig(TowerConfig):
     """Nonlinearity of the MLPs."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of every LayerNorm."""
+    patch_dropout: DropSchedule = 0.0
+    """Share of the patches left out in training, of each row as many, or phases, which end best with none left out
+    (FLIP, arXiv 2212.00794): [{from_step: 0, share: 0.5}, {from_step: 9000, share: 0}]. Evaluation sees all, and an
+    objective that hides patches itself hides its own."""
+
+    @property
+    def changes_grid(self) -> bool:
+        return self.stem.last_phase > 0
+
+    @property
+    def last_phase(self) -> int:
+        dropout = 0 if isinstance(self.patch_dropout, float) else self.patch_dropout[-1].from_step
+        return max(dropout, self.stem.last_phase)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "NativeTowerConfig":
@@ -70,6 +85,10 @@ class NativeTowerConfig(TowerConfig):
     def check(self, modality: str) -> None:
         if self.stem.modality != modality:
             raise ValueError(f"tower {modality!r} has a stem for {self.stem.modality!r}; rename the tower or its stem")
+        if modality == "text" and self.patch_dropout != 0.0:
+            raise ValueError(
+                "patch_dropout leaves out patches and a text has none; give it to a tower that has patches"
+            )
 
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         if tokenizer is None:
@@ -94,6 +113,8 @@ class NativeTower(Tower):
         self.masked_keys = not (config.causal or config.attend_padding)
         self.stem = config.stem.build(width)
         self.eos_id = _eos_id(self.stem) if config.pooling == "eos" else None
+        pools_padding = config.pooling == "last" or (config.pooling == "map" and config.causal)
+        self.sees_padding = config.attend_padding or pools_padding or not isinstance(self.stem, WordStem)
         self.class_token = ClassToken(width) if config.pooling == "class" else None
         self.pre_norm = nn.LayerNorm(width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.transformer = Transformer(
@@ -101,12 +122,24 @@ class NativeTower(Tower):
         )
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.pool = _attention_pool(config) if config.pooling == "map" else None
+        self.patch_dropout = PatchDropout(config.patch_dropout, f"patch_dropout.{config.stem.modality}")
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None, keep: Tensor | None = None) -> TensorDict:
         tokens, mask = self._embedded(inputs, mask, keep)
         tokens = self.norm(self.transformer(tokens, self._key_mask(mask)))
         outputs = {"tokens": tokens, "pooled": self._pool(tokens, inputs, mask)}
         return outputs if mask is None else outputs | {"mask": mask}
+
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        if self.sees_padding:
+            return inputs.shape[1]
+        pooled = 1 if self.eos_id is None else int((inputs == self.eos_id).int().argmax(dim=1).max()) + 1
+        return filled_columns(mask, at_least=pooled)
+
+    def kept_tokens(self, draw: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        counts = None if mask is None else self.stem.token_mask(mask)
+        kept: Tensor | None = self.patch_dropout(draw, self.stem.tokens_now, counts)
+        return kept
 
     def top_layers(self, inputs: Tensor, mask: Tensor | None, number: int) -> list[Tensor]:
         tokens, mask = self._embedded(inputs, mask, None)

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
+from mmpretrain.layers.padding import filled_columns
 from mmpretrain.layers.pooling import masked_mean
 from mmpretrain.modalities.base import PatchStem, WordStem
 from mmpretrain.models.towers.base import Tower, TowerConfig
@@ -29,6 +30,14 @@ class StemTowerConfig(TowerConfig):
     def check(self, modality: str) -> None:
         if self.stem.modality != modality:
             raise ValueError(f"tower {modality!r} has a stem for {self.stem.modality!r}; rename the tower or its stem")
+
+    @property
+    def changes_grid(self) -> bool:
+        return self.stem.last_phase > 0
+
+    @property
+    def last_phase(self) -> int:
+        return self.stem.last_phase
 
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         if tokenizer is None:
@@ -58,6 +67,9 @@ class StemTower(Tower):
             mask = None if mask is None else mask.gather(1, keep)
         outputs = {"tokens": tokens, "pooled": masked_mean(tokens, mask)}
         return outputs if mask is None else outputs | {"mask": mask}
+
+    def columns(self, inputs: Tensor, mask: Tensor) -> int:
+        return filled_columns(mask) if isinstance(self.stem, WordStem) else inputs.shape[1]
 
     def facts(self) -> TowerFacts:
         return stem_facts(self.stem, self.width)

@@ -1,4 +1,8 @@
-"""`mmpretrain train` that can be broken from outside: a signal makes a rank hang, another makes its next loss NaN."""
+"""`mmpretrain train` that can be broken from outside, for drills: `torchrun -m mmpretrain.faulty_train CONFIG`.
+
+Enter: what `train` takes. Leave: what `train` leaves. The signal HANG makes a rank hang, POISON its next loss NaN; no
+other program has these hooks.
+"""
 
 import gc
 import signal
@@ -6,9 +10,8 @@ import sys
 import time
 from types import FrameType
 
+from launcher.chaos.strike import HANG, POISON
 from mmpretrain.cli import main
-
-HANG, POISON = signal.SIGRTMIN, signal.SIGRTMIN + 1
 
 
 def hang(number: int, frame: FrameType | None) -> None:
@@ -19,6 +22,7 @@ def hang(number: int, frame: FrameType | None) -> None:
 def poison(number: int, frame: FrameType | None) -> None:
     """The next batch goes through a tower whose output is not a number; the weights stay as they are."""
     import torch
+    from torch.utils._pytree import tree_map_only
 
     from mmpretrain.models.multimodal import MultimodalTransformer
 
@@ -27,7 +31,7 @@ def poison(number: int, frame: FrameType | None) -> None:
 
     def spoil(module: torch.nn.Module, inputs: object, output: object) -> object:
         handle.remove()
-        return torch.utils._pytree.tree_map_only(torch.Tensor, lambda one: one * float("nan"), output)
+        return tree_map_only(torch.Tensor, lambda one: one * float("nan"), output)
 
     handle = first.register_forward_hook(spoil)
 
