@@ -59,11 +59,11 @@ def test_many_shards_are_opened_mixed_and_sought_by_the_indexes_of_those_that_ar
     loader = load(many, 0, 1)
     assert [source.num_samples for source in loader.sources] == [SHARDS * EACH, EACH]
     assert loader.sources[0].names[1] == "00001" and len(loader.fingerprint) == 16
-    assert indexes(many) == 0
+    assert indexes(many) == 1, "that of the shard which is named by itself"
     far = 10**12 // 16
     rows = flat(load(many, far, far + 1))
     assert [position for *_, position in rows] == list(range(10**12, 10**12 + 16))
-    assert 8 <= len({key.split("/")[0] for key, *_ in rows}) == indexes(many) <= 13
+    assert 8 <= len({key.split("/")[0] for key, *_ in rows}) <= indexes(many) <= 13
 
 
 def test_a_collection_tells_what_the_indexes_tell(tmp_path: Path) -> None:
