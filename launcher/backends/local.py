@@ -7,8 +7,10 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
-from pathlib import Path
+
+import psutil
 
 from launcher import render
 from launcher.backends.base import Standing, record_submission
@@ -16,6 +18,8 @@ from launcher.spec import JobSpec, JobState
 from mmpretrain.core.errors import ClusterError
 
 _FIRST_PORT = 20000
+_EXEC_S = 1.0
+"""The longest that replacing a program takes."""
 
 
 class LocalBackend:
@@ -55,16 +59,24 @@ class LocalBackend:
         return str(process.pid)
 
     def poll(self, job: str) -> Standing:
-        try:
-            command = Path(f"/proc/{job}/cmdline").read_bytes()
-        except OSError:
-            return Standing(JobState.GONE)
-        ours = b"launcher.supervise" in command
+        ours = any("launcher.supervise" in word for word in _command(int(job)))
         return Standing(JobState.RUNNING, nodes=os.uname().nodename) if ours else Standing(JobState.GONE)
 
     def cancel(self, job: str) -> None:
         if self.poll(job).state is not JobState.GONE:
             os.killpg(int(job), signal.SIGKILL)
+
+
+def _command(pid: int) -> list[str]:
+    """Of a process, empty where there is none. One that is just replacing its program has none for a moment."""
+    end = time.monotonic() + _EXEC_S
+    try:
+        process = psutil.Process(pid)
+        while not (command := process.cmdline()) and time.monotonic() < end:
+            time.sleep(0.005)
+    except psutil.NoSuchProcess:  # zombies too
+        return []
+    return command
 
 
 def _supervisor(spec: JobSpec) -> list[str]:

@@ -23,7 +23,7 @@ CONTRAST = {"itc": {"kind": "infonce"}}
 MASKED = {"mlm": {"kind": "mlm"}, "mim": {"kind": "mae", "decoder_width": 64, "decoder_depth": 2, "decoder_heads": 4}}
 CASES: dict[str, dict[str, object]] = {
     "stage 0": {"zero_stage": 0},
-    "stage 1, activations computed twice": {"zero_stage": 1, "engine.activation_checkpointing": True},
+    "stage 1, activations computed twice": {"zero_stage": 1, "engine.activation_checkpointing": "block"},
     "stage 2, bf16, three chunks before one loss": {"zero_stage": 2, "precision": "bf16", "global_batch_size": 48},
     "stage 2, three micro-batches accumulated": {"zero_stage": 2, "global_batch_size": 48, "objectives": MASKED},
 }
@@ -37,7 +37,7 @@ def case(name: str) -> RunConfig:
     changes = dict(CASES[name])
     stage = changes["zero_stage"]
     engine = {
-        "activation_checkpointing": changes.pop("engine.activation_checkpointing", False),
+        "activation_checkpointing": changes.pop("engine.activation_checkpointing", "none"),
         "deepspeed": {"zero_optimization": {"reduce_bucket_size": BUCKET}} if stage else {},
     }
     fields = {

@@ -106,14 +106,13 @@ def test_a_drill_that_cannot_be_is_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_a_drill_on_this_machine_kills_and_poisons_a_run_that_ends_as_one_left_in_peace(tmp_path: Path) -> None:
-    options = ["--to", "local", "--ranks-per-node", "1", "--faults", "rank-killed,nan", "--folder", str(tmp_path / "c")]
+def test_a_drill_on_this_machine_poisons_a_run_that_ends_as_one_left_in_peace(tmp_path: Path) -> None:
+    options = ["--to", "local", "--ranks-per-node", "1", "--faults", "nan", "--folder", str(tmp_path / "c")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "mmpretrain", "chaos", *options, "checkpoint.every=5"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     told = done.stdout
-    assert "a rank is killed" in told and "crashed: ranks ended without an outcome" in told
     assert "skipped on all ranks, its samples named in skipped.jsonl" in told
     assert told.count("all equal") == 2 and "0 steps lost, 0 seen twice by the surviving trajectory" in told
-    assert "2 attempts" in told and "cancelled by its owner" in told and "next: mmpretrain submit --again" in told
+    assert "1 attempt" in told and "cancelled by its owner" in told and "next: mmpretrain submit --again" in told
