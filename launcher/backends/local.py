@@ -70,6 +70,7 @@ class LocalBackend:
 def _command(pid: int) -> list[str]:
     """Of a process, empty where there is none. One that is just replacing its program has none for a moment."""
     end = time.monotonic() + _EXEC_S
+    command: list[str] = []
     try:
         process = psutil.Process(pid)
         while not (command := process.cmdline()) and time.monotonic() < end:
