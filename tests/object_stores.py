@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from s3fs import S3FileSystem
+
 BUCKET = "shards"
 
 
@@ -120,6 +122,7 @@ def _listing(folder: Path) -> bytes:
 @contextmanager
 def s3_server(port: int) -> Iterator[dict[str, str]]:
     """moto's S3 in a process of its own; the environment by which clients find it."""
+    S3FileSystem.clear_instance_cache()  # clients of a server before would go on asking that one
     environment = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "test",
