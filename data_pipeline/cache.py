@@ -36,7 +36,7 @@ class DiskCache:
         """See that the entry is there; its content where this call had to fetch it."""
         while not self.holds(key):
             with self._claimed(key) as file:
-                if file is None:
+                if file is None or self.holds(key):  # another finished it since
                     continue
                 content = fetch()
                 self._reserve(key, file, len(content))

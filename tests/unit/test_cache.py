@@ -64,6 +64,17 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert not entries(tmp_path) and kept.ensure(key(0), lambda: content(0)) == content(0)
 
 
+def test_an_entry_that_another_finished_since_it_was_looked_for_is_not_fetched_again(tmp_path: Path) -> None:
+    class Overtaken(DiskCache):
+        def holds(self, key: str) -> bool:
+            found = super().holds(key)
+            DiskCache(tmp_path, 3000).ensure(key, lambda: content(0))
+            return found
+
+    assert Overtaken(tmp_path, 3000).ensure(key(0), lambda: pytest.fail("fetched twice")) is None
+    assert [path.name for path in entries(tmp_path)] == [key(0)]
+
+
 def test_what_a_killed_writer_left_is_taken_over_and_counted_once(tmp_path: Path) -> None:
     kept = DiskCache(tmp_path, 2500)
     kept.ensure(key(0), lambda: content(0))
