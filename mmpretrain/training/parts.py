@@ -42,7 +42,8 @@ def model_on_meta(config: RunConfig, model: ModelConfig) -> MultimodalTransforme
         if config.finetune is not None:
             prepare(built, config.finetune)
     built.autocast_dtype = AUTOCAST[config.precision]
-    return built.train()
+    built.train()
+    return built
 
 
 def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:
