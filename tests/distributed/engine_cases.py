@@ -53,7 +53,7 @@ MODEL: dict[str, Any] = {
 MLM = {"kind": "mlm", "condition_on": ["image"], "probability": 0.3, "weight": 0.5}
 MAE = {"kind": "mae", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4, "weight": 0.25}
 OBJECTIVES = {
-    "spanning": {"itc": {"kind": "infonce", "weight": 0.5}, "mlm": MLM, "mim": MAE},
+    "spanning": {"itc": {"kind": "infonce", "weight": 0.5}, "mlm": MLM},
     "rows": {"mlm": MLM, "mim": MAE},
     "features": {
         "itc": {"kind": "infonce", "weight": [{"from_step": 0, "weight": 1.0}, {"from_step": 2, "weight": 0.25}]},
