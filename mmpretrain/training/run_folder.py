@@ -112,11 +112,13 @@ class RunFolder:
     @contextmanager
     def phase(self, name: Phase, step: int) -> Iterator[None]:
         """Say that the main rank saves or evaluates, and afterwards that it steps again: each has its time limit."""
-        begun = time.monotonic()
         self._beat(replace(self._heartbeat, step=step, phase=name))
         yield
-        save_s = time.monotonic() - begun if name == "save" else self._heartbeat.save_s
-        self._beat(replace(self._heartbeat, phase="step", save_s=save_s))
+        self._beat(replace(self._heartbeat, phase="step"))
+
+    def note_save(self, seconds: float) -> None:
+        """What a checkpoint takes where it is waited for; the next heartbeat tells it."""
+        self._heartbeat = replace(self._heartbeat, save_s=seconds)
 
     def rewind(self, step: int, position: int) -> None:
         """Drop what an attempt that went further than its last checkpoint wrote of later steps: rows past `step` of its

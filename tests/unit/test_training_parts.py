@@ -9,14 +9,16 @@ import torch
 from torch import nn
 
 from mmpretrain.config import RunConfig, configs_folder, load_run_config
+from mmpretrain.config_checkpoint import CheckpointConfig
 from mmpretrain.core.errors import CheckpointError, ClusterError, ConfigError, DivergenceError
 from mmpretrain.core.run_files import read_heartbeat
 from mmpretrain.core.types import StepReport
 from mmpretrain.training.engine import check_precision, deepspeed_config
 from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict, WarnBelow
-from mmpretrain.training.manifest import read_manifest, retain
+from mmpretrain.training.manifest import read_manifest
 from mmpretrain.training.optimizer import GuardedAdamW, parameter_groups
 from mmpretrain.training.ranks import on_main
+from mmpretrain.training.retention import retain
 from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.schedule import learning_rate
 
@@ -138,7 +140,7 @@ def test_a_figure_below_its_floor_is_told_once(caplog: pytest.LogCaptureFixture)
 def test_retention_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         (tmp_path / f"step-{step:08d}").mkdir()
-    retain(tmp_path, keep_last=2, keep_every=30)
+    retain(tmp_path, 70, CheckpointConfig(every=10, keep_last=2, keep_every=30))
     assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == [30, 60, 70]
 
 
@@ -146,7 +148,7 @@ def test_a_manifest_of_another_format_or_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no readable manifest"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads format 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads format 2"):
         read_manifest(tmp_path)
 
 
