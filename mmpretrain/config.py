@@ -157,6 +157,7 @@ class RunConfig(Config):
         yield from _objective_rules(self)
         yield from _codec_rules(self)
         yield from _task_rules(self)
+        yield from _best_rules(self)
         if self.finetune is not None:
             yield from unknown_towers(self.finetune, self.model.towers)
         if self.precision == "fp16" and self.zero_stage == 0:
@@ -293,6 +294,18 @@ def _task_rules(run: RunConfig) -> Iterator[Rule]:
             first = seen.setdefault((type(task), group, task.prefix), name)
             if first != name:
                 yield path, f"its figures have the names of those of {first}; give it another prefix"
+
+
+def _best_rules(run: RunConfig) -> Iterator[Rule]:
+    best, every = run.checkpoint.keep_best, run.evaluation.every
+    if best is None or best.metric.startswith("train/"):
+        return
+    if not every or every % run.checkpoint.every:
+        yield (
+            ("checkpoint", "keep_best"),
+            f"of evaluation.every {every} and checkpoint.every {run.checkpoint.every} follows that what is measured is "
+            f"not what is saved; set evaluation.every to a multiple of checkpoint.every",
+        )
 
 
 def _missing_towers(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:

@@ -1,14 +1,30 @@
 """When checkpoints are written and which of them stay.
 
-Enter: the `checkpoint:` part of a run config. Leave: `CheckpointConfig`. Refuses rules that would keep nothing.
+Enter: the `checkpoint:` part of a run config. Leave: `CheckpointConfig`. Refuses rules that would keep nothing, and
+places that are no object store.
 """
 
 import math
 from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from mmpretrain.core.config import Config, Rule
+
+UPLOAD_SCHEMES = ("s3", "gs", "gcs")
+
+
+class BestConfig(Config):
+    """Which checkpoints count as the best."""
+
+    metric: str = Field(min_length=1)
+    """A figure of metrics.jsonl, e.g. val/i2t_r@1, as it stands there for the step of the checkpoint."""
+    mode: Literal["max", "min"]
+    """Whether a large or a small figure is good."""
+    count: PositiveInt = 1
+    """How many of the best stay."""
 
 
 class CheckpointConfig(Config):
@@ -23,6 +39,14 @@ class CheckpointConfig(Config):
     """How many of the newest stay."""
     keep_every: PositiveInt | None = None
     """Checkpoints at multiples of so many steps stay for good; null: none."""
+    keep_best: BestConfig | None = None
+    """The best stay too, e.g. {metric: val/i2t_r@1, mode: max}; null: none."""
+    upload: str | None = None
+    """A folder of an object store, such as s3://bucket/runs, in which a folder of the run's name is to hold a copy of
+    each checkpoint, brought there beside training; nothing is deleted there. A run whose own folder holds no checkpoint
+    continues from the newest one there; null: none."""
+    upload_wait_s: PositiveFloat = 600.0
+    """Seconds that the end of the run waits for copies that are not there yet; a run that is stopped waits for none."""
 
     def broken_rules(self) -> Iterator[Rule]:
         if self.keep_every is not None and self.keep_every % self.every:
@@ -31,3 +55,15 @@ class CheckpointConfig(Config):
                 f"{self.keep_every} is not a multiple of checkpoint.every {self.every}, so some would never be "
                 f"written; use {math.ceil(self.keep_every / self.every) * self.every}",
             )
+        if self.upload is not None and (fault := _fault_of(self.upload)):
+            yield ("upload",), fault
+
+
+def _fault_of(url: str) -> str | None:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        return "names credentials, which every copy of the config shows; leave them where its client looks for them"
+    if parts.scheme not in UPLOAD_SCHEMES or not parts.netloc:
+        known = ", ".join(f"{scheme}://" for scheme in UPLOAD_SCHEMES)
+        return f"{url!r} is no folder of an object store ({known}); write e.g. s3://bucket/runs"
+    return None

@@ -20,7 +20,9 @@ OUTCOME, HEARTBEAT, METRICS, ATTEMPTS = "outcome.json", "heartbeat.json", "metri
 CONTROL, RANKS, STACKS, CHECKPOINTS = "control", "ranks", "stacks", "checkpoints"
 LEDGER, CONSUMED = "ledger.jsonl", "consumed.jsonl"
 CHECKPOINT_EVENTS = "checkpoints.jsonl"
-"""When each checkpoint became valid, and what became of it: rows of step, event and time."""
+"""What became of checkpoints: rows of step, event (valid, uploaded, upload failed) and time."""
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
+"""Of a checkpoint."""
 
 PICTURES = "pictures.json"
 """In `evaluation/`: what the newest evaluation left to look at, {name: [{"file", "caption"}]}."""

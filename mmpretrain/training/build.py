@@ -33,6 +33,7 @@ from mmpretrain.tracking.fanout import Trackers, build_trackers
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine, check_precision
 from mmpretrain.training.evaluate import Evaluator, evaluation_context
+from mmpretrain.training.fetching import fetch_newest
 from mmpretrain.training.hooks import (
     Do,
     Every,
@@ -54,7 +55,7 @@ from mmpretrain.training.ranks import device_name, first_on_main, on_main
 from mmpretrain.training.reporting import Reporter
 from mmpretrain.training.requests import Requests, answer_stack_requests
 from mmpretrain.training.run_folder import RunFolder, State
-from mmpretrain.training.saver import Saver
+from mmpretrain.training.saver import Saver, upload_folder
 from mmpretrain.training.schedule import learning_rate
 from mmpretrain.training.sources import check_sources
 from mmpretrain.training.spikes import (
@@ -98,6 +99,8 @@ class Run:
 
     def close(self, state: State, message: str, reason: str = "", asked: float | None = None) -> None:
         """Record how the attempt ended."""
+        if state == "completed":
+            self.saver.finish_uploads()
         self.trackers.close(state)
         if self.world.is_main:
             self.folder.write_outcome(state, self.step, message, reason, asked)
@@ -213,6 +216,8 @@ def _build_engine(
 
 def _restore(config: RunConfig, engine: Engine, folder: RunFolder, world: World, fingerprint: str) -> int:
     """Load the newest valid checkpoint; returns the number of steps already done. Communicates."""
+    if (url := upload_folder(config)) is not None:
+        on_main(lambda: fetch_newest(url, folder.checkpoints))
     position = checkpoint.load(engine, folder.checkpoints)
     if position is None:
         return 0

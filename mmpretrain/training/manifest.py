@@ -18,11 +18,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.run_files import MANIFEST
 
 FORMAT = 2
 _UNSEALED = 1
 """The format before, which is still read: its manifest holds no SHA-256 of its own, and none of config.yaml."""
-MANIFEST, CONFIG = "manifest.json", "config.yaml"
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,22 @@ class RunFolder:
         """What a checkpoint takes where it is waited for; the next heartbeat tells it."""
         self._heartbeat = replace(self._heartbeat, save_s=seconds)
 
+    def note_checkpoint(self, step: int, event: str, **more: object) -> None:
+        """A row of `checkpoints.jsonl`."""
+        with (self.path / run_files.CHECKPOINT_EVENTS).open("a") as file:
+            file.write(json.dumps({"step": step, "event": event, "time": time.time()} | more) + "\n")
+
+    def uploaded_steps(self) -> set[int]:
+        """Checkpoints that were uploaded, as `checkpoints.jsonl` says, and not written again since."""
+        path, found = self.path / run_files.CHECKPOINT_EVENTS, set[int]()
+        for line in path.read_text().split("\n")[:-1] if path.exists() else ():
+            row = json.loads(line)
+            if row["event"] == "uploaded":
+                found.add(row["step"])
+            elif row["event"] == "valid":
+                found.discard(row["step"])
+        return found
+
     def rewind(self, step: int, position: int) -> None:
         """Drop what an attempt that went further than its last checkpoint wrote of later steps: rows past `step` of its
         traces, and samples skipped at `position`, where the next step begins, or later.

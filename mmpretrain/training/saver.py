@@ -1,20 +1,18 @@
-"""The checkpoints of a run, one after the other: begun after a step, valid some steps later, kept by the rules.
+"""The checkpoints of a run, one after the other: begun after a step, valid some steps later, kept by the rules, copied.
 
 Enter: the numbers of steps after which to save. Leave: valid checkpoints, told to the trackers, the heartbeat and
 `checkpoints.jsonl` as they become so. What cannot be written ends the run, on every rank after the same step.
 """
 
-import json
-import logging
-import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from mmpretrain.config import RunConfig
-from mmpretrain.core import run_files
 from mmpretrain.core.config import dump_yaml
 from mmpretrain.core.ranks import World
 from mmpretrain.core.types import StepReport
 from mmpretrain.tracking.fanout import Trackers
+from mmpretrain.tracking.record import Figure
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.manifest import Position
 from mmpretrain.training.retention import retain
@@ -22,8 +20,7 @@ from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.saving import Saving, begin
 from mmpretrain.training.snapshot import Snapshot
 from mmpretrain.training.spikes import read_rollbacks
-
-log = logging.getLogger(__name__)
+from mmpretrain.training.uploads import Uploads
 
 
 class Saver:
@@ -37,6 +34,9 @@ class Saver:
         self._snapshot = Snapshot()
         self._saving: Saving | None = None
         self._has_saved = False
+        best, url = config.checkpoint.keep_best, upload_folder(config)
+        self._figure = None if best is None else Figure(folder.path, best.metric)
+        self._uploads = None if url is None or not world.is_main else Uploads(url, folder, trackers)
 
     @property
     def is_written(self) -> bool:
@@ -60,12 +60,20 @@ class Saver:
         """Make the checkpoint under way valid once all ranks have written their parts. Communicates then."""
         if report.checkpoint_written:
             self.settle()
+        if self._uploads is not None:
+            self._uploads.advance()
 
     def settle(self) -> None:
         """Wait until the checkpoint under way, if there is one, is valid. Communicates."""
         if self._saving is not None:
             with self._phase(self._saving.position.step):
                 self._finish()
+
+    def finish_uploads(self) -> None:
+        """Wait, within the bound of the config, until copies of all checkpoints are in the object store."""
+        if self._uploads is not None:
+            with self._phase(self.engine.steps_done):
+                self._uploads.finish(self.config.checkpoint.upload_wait_s)
 
     def _finish(self) -> None:
         saving, self._saving = self._saving, None
@@ -74,11 +82,18 @@ class Saver:
         path = saving.finish()
         self._has_saved = True
         if self.world.is_main:
-            step = saving.position.step
-            self.folder.note_save(saving.seconds)
-            self._record(step, "valid", save_s=saving.seconds)
-            self.trackers.saved(step, path)
-            retain(self.folder.checkpoints, step, self.config.checkpoint)
+            self._tell(saving.position.step, path, saving.seconds)
+
+    def _tell(self, step: int, path: Path, save_s: float) -> None:
+        """That a checkpoint is valid, to all who wait for it."""
+        self.folder.note_save(save_s)
+        self.folder.note_checkpoint(step, "valid", save_s=save_s)
+        self.trackers.saved(step, path)
+        figures = {} if self._figure is None else self._figure.read()
+        in_use = [] if self._uploads is None else self._uploads.in_use
+        retain(self.folder.checkpoints, step, self.config.checkpoint, figures, in_use)
+        if self._uploads is not None:
+            self._uploads.saved(step)
 
     def _position(self, step: int) -> Position:
         wandb_id = self.folder.path / "wandb_id"
@@ -93,7 +108,8 @@ class Saver:
     def _phase(self, step: int) -> AbstractContextManager[None]:
         return self.folder.phase("save", step) if self.world.is_main else nullcontext()
 
-    def _record(self, step: int, event: str, **more: object) -> None:
-        row = {"step": step, "event": event, "time": time.time()} | more
-        with (self.folder.path / run_files.CHECKPOINT_EVENTS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+
+def upload_folder(config: RunConfig) -> str | None:
+    """Where the copies of a run's checkpoints lie; None where there are to be none."""
+    base = config.checkpoint.upload
+    return None if base is None else f"{base.rstrip('/')}/{config.output.resolve().name}"

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from mmpretrain.core import collectives
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.run_files import CONFIG, MANIFEST
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.fragments import get_optimizer_step
-from mmpretrain.training.manifest import CONFIG, MANIFEST, Manifest, Piece, Position, address, sha256, write_manifest
+from mmpretrain.training.manifest import Manifest, Piece, Position, address, sha256, write_manifest
 from mmpretrain.training.random_states import random_states
 from mmpretrain.training.retention import name_of
 from mmpretrain.training.snapshot import Snapshot, Writing, WrittenFile

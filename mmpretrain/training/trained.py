@@ -15,12 +15,13 @@ from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts
 from mmpretrain.config import RunConfig
 from mmpretrain.core.config import load_config
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.run_files import CONFIG, MANIFEST
 from mmpretrain.core.types import Codec
 from mmpretrain.models.config import resolve
 from mmpretrain.models.lora import add_adapters, merge_adapters
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.checkpoint import find_newest_valid
-from mmpretrain.training.manifest import CONFIG, MANIFEST, Position, damage, read_manifest, read_weights
+from mmpretrain.training.manifest import Position, damage, read_manifest, read_weights
 from mmpretrain.training.parts import build_codecs
 
 

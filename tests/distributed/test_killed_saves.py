@@ -60,6 +60,16 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_found_and_named(
     assert find_newest_valid(tmp_path)[0] == copy
 
 
+def test_a_checkpoint_of_the_format_before_is_still_read(folder: Path, tmp_path: Path) -> None:
+    (checkpoint,) = (folder / "before").glob("step-*")
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    raw = json.loads((copy / "manifest.json").read_text())
+    del raw["sha256"], raw["files"]["config.yaml"]
+    (copy / "manifest.json").write_text(json.dumps(raw | {"format": 1}))
+    assert find_newest_valid(tmp_path)[0] == copy
+
+
 def test_a_checkpoint_opened_by_its_own_name_is_checked_before_its_config_is_read(folder: Path, tmp_path: Path) -> None:
     (checkpoint,) = (folder / "before").glob("step-*")
     copy = tmp_path / "checkpoints" / checkpoint.name

@@ -51,3 +51,13 @@ def test_a_disk_that_fills_up_beside_training_ends_the_run_as_at_a_save(project:
     assert 0 < len(steps) <= 2 and all(path.name.startswith("step-") for path in project.checkpoints)
     ended = project.train(f"steps={max(steps) + 1}")
     assert ended.code == 0 and f"continuing from step {max(steps)} of" in ended.stderr
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(project: Project) -> None:
+    rule = "{every: 2, keep_last: 1, keep_best: {metric: val/i2t_r@1, mode: max}}"
+    tasks = "evaluation={every: 2, tasks: {retrieval: {kind: retrieval}}}"
+    assert project.train(f"checkpoint={rule}", tasks, "steps=12", "optimizer.lr=0.01").code == 0
+    figures = {row["step"]: row["val/i2t_r@1"] for row in project.rows("metrics.jsonl") if "val/i2t_r@1" in row}
+    assert list(figures) == [2, 4, 6, 8, 10, 12]
+    best = max((figures[step], step) for step in (2, 4, 6, 8, 10))[1]  # the last is measured after it was saved
+    assert [path.name for path in project.checkpoints] == [f"step-{best:08d}", "step-00000012"]
