@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from mmpretrain.core.config import Config, Rule
 
@@ -45,7 +45,7 @@ class CheckpointConfig(Config):
     """A folder of an object store, such as s3://bucket/runs, in which a folder of the run's name is to hold a copy of
     each checkpoint, brought there beside training; nothing is deleted there. A run whose own folder holds no checkpoint
     continues from the newest one there; null: none."""
-    upload_wait_s: PositiveFloat = 600.0
+    upload_wait_s: float = Field(600.0, gt=0, le=1500)
     """Seconds that the end of the run waits for copies that are not there yet; a run that is stopped waits for none."""
 
     def broken_rules(self) -> Iterator[Rule]:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from mmpretrain.config import RunConfig
+from mmpretrain.core.collectives import barrier
 from mmpretrain.core.config import dump_yaml
 from mmpretrain.core.ranks import World
 from mmpretrain.core.types import StepReport
@@ -70,10 +71,14 @@ class Saver:
                 self._finish()
 
     def finish_uploads(self) -> None:
-        """Wait, within the bound of the config, until copies of all checkpoints are in the object store."""
+        """Wait, within the bound of the config, until copies of all checkpoints are in the object store. Communicates:
+        a scheduler may end the node that waits soon after the others are done."""
+        if self.config.checkpoint.upload is None:
+            return
         if self._uploads is not None:
             with self._phase(self.engine.steps_done):
                 self._uploads.finish(self.config.checkpoint.upload_wait_s)
+        barrier()
 
     def _finish(self) -> None:
         saving, self._saving = self._saving, None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import upload_cases as cases
 from launch import run_ranks
@@ -16,7 +17,11 @@ from s3fs import S3FileSystem
 
 from data_pipeline.make import make
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.tracking.base import RunFacts
+from mmpretrain.tracking.fanout import build_trackers
 from mmpretrain.training.fetching import fetch_newest
+from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.uploads import Uploads
 
 CONFIG = """
 steps: 6
@@ -136,3 +141,26 @@ def test_what_was_cut_off_or_damaged_there_is_passed_over(
         fetch_newest(f"s3://{base}", tmp_path / "checkpoints")
     fetch_newest("s3://bucket/nothing/yet", tmp_path / "checkpoints")
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_copy_that_is_killed_or_takes_too_long_is_told(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path)
+    (folder.checkpoints / "step-00000005").mkdir(parents=True)
+    (folder.checkpoints / "step-00000005" / "manifest.json").write_text("{}")
+    trackers = build_trackers([], RunFacts(tmp_path, "run", "trials", 0, 9, 0, 8, {}))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        uploads = Uploads("s3://bucket/x", folder, trackers)
+        uploads.advance()
+        assert uploads.in_use == [5]
+        (process,) = [one for one in psutil.Process().children() if "uploader" in " ".join(one.cmdline())]
+        process.kill()
+        uploads.finish(60)
+        assert uploads.in_use == [] and events(tmp_path) == [(5, "upload failed")]
+        uploads.finish(0.5)
+        assert not [one for one in psutil.Process().children() if "uploader" in " ".join(one.cmdline())]
+    shown = capsys.readouterr().out
+    assert "upload failed: checkpoint step-00000005 is not at s3://bucket/x: the process that copies it ended" in shown
+    assert "is not at s3://bucket/x: it took longer than checkpoint.upload_wait_s=0.5" in shown
