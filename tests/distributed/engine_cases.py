@@ -4,11 +4,12 @@ Enter: a folder. Leave: per case, losses and full weights in the folder, written
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from partitioned import engine_options
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -93,7 +94,9 @@ OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
 }
 
 
-def run_config(objectives: str, stage: int, micro: int, **changes: object) -> RunConfig:
+def run_config(
+    objectives: str, stage: int, micro: int, engine: Mapping[str, object] | None = None, **changes: object
+) -> RunConfig:
     return RunConfig.model_validate(
         {
             "output": "unused",
@@ -102,6 +105,7 @@ def run_config(objectives: str, stage: int, micro: int, **changes: object) -> Ru
             "zero_stage": stage,
             "global_batch_size": GLOBAL_BATCH,
             "micro_batch_size": micro,
+            "engine": engine_options(stage, **(engine or {})),
             "model": MODEL,
             "objectives": OBJECTIVES[objectives],
             "optimizer": {"lr": LR, "clip_grad_norm": 1.0, "weight_decay": 0.1, "eps": 1e-6},
@@ -184,7 +188,7 @@ def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, 
 
 
 def engines(
-    objectives: str, accumulations: list[int], stages: list[int], **changes: object
+    objectives: str, accumulations: list[int], stages: list[int], **changes: Any
 ) -> Iterator[tuple[str, Engine]]:
     for stage in stages:
         for accumulation in accumulations:

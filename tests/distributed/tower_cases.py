@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import torch
+from partitioned import engine_options
 from torch import Tensor
 
 from mmpretrain.config import RunConfig
@@ -56,7 +57,7 @@ def run_config(towers: dict[str, dict[str, object]], stage: int) -> RunConfig:
             "zero_stage": stage,
             "global_batch_size": ROWS,
             "micro_batch_size": ROWS // world_size(),
-            "engine": {"activation_checkpointing": "block" if stage == 3 else "none"},
+            "engine": engine_options(stage, activation_checkpointing="block" if stage == 3 else "none"),
             "model": {"embed_dim": 16, "towers": towers},
             "objectives": pairs,
             "optimizer": {"lr": LR, "eps": EPS, "clip_grad_norm": 0.0},
