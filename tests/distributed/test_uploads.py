@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import upload_cases as cases
+from child_processes import children
 from launch import run_ranks
 from object_stores import s3_server
 from s3fs import S3FileSystem
@@ -155,12 +155,12 @@ def test_a_copy_that_is_killed_or_takes_too_long_is_told(
         uploads = Uploads("s3://bucket/x", folder, trackers)
         uploads.advance()
         assert uploads.in_use == [5]
-        (process,) = [one for one in psutil.Process().children() if "uploader" in " ".join(one.cmdline())]
+        (process,) = children("uploader")
         process.kill()
         uploads.finish(60)
         assert uploads.in_use == [] and events(tmp_path) == [(5, "upload failed")]
         uploads.finish(0.5)
-        assert not [one for one in psutil.Process().children() if "uploader" in " ".join(one.cmdline())]
+        assert children("uploader") == []
     shown = capsys.readouterr().out
     assert "upload failed: checkpoint step-00000005 is not at s3://bucket/x: the process that copies it ended" in shown
     assert "is not at s3://bucket/x: it took longer than checkpoint.upload_wait_s=0.5" in shown

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from child_processes import children
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -67,26 +68,23 @@ def writing(tmp_path: Path) -> Iterator[Writing]:
     snapshot = Snapshot()
     snapshot.take({"ones": torch.ones(50_000)})
     yield snapshot.write(tmp_path / "pipe")
-    for process in psutil.Process().children():
+    for process in children("file_writer"):
         process.kill()
-
-
-def writer() -> psutil.Process:
-    (process,) = [one for one in psutil.Process().children() if "file_writer" in " ".join(one.cmdline())]
-    return process
 
 
 def test_a_writer_that_is_killed_is_told(writing: Writing) -> None:
     assert not writing.is_over
-    writer().kill()
+    (writer,) = children("file_writer")
+    writer.kill()
     with pytest.raises(CheckpointError, match="the process that writes it ended with SIGKILL"):
         writing.wait()
     assert writing.is_over
 
 
 def test_signals_that_ask_a_rank_to_stop_do_not_stop_its_writer(writing: Writing, tmp_path: Path) -> None:
+    (writer,) = children("file_writer")
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
-        writer().send_signal(number)
+        writer.send_signal(number)
     assert len((tmp_path / "pipe").read_bytes()) == writing.size > 200_000
     with pytest.raises(CheckpointError, match="Invalid argument"):  # a pipe has no disk
         writing.wait()
@@ -100,8 +98,8 @@ def test_a_writer_dies_with_its_rank(tmp_path: Path) -> None:
         snapshot.take({"one": torch.ones(3)})
         snapshot.write(tmp_path / "pipe")
         signal.pause()
-    while not (children := psutil.Process(rank).children()):
+    while not (writers := psutil.Process(rank).children()):
         pass
     os.kill(rank, signal.SIGKILL)
     os.waitpid(rank, 0)
-    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert psutil.wait_procs(writers, timeout=60)[1] == []
