@@ -34,9 +34,10 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
-test: lint slurm
+test: setup
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint slurm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The launcher is tested on a real Slurm cluster on this machine; where it cannot be installed those tests are skipped,
