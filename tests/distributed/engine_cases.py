@@ -24,6 +24,8 @@ from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.fragments import KEYS
 from mmpretrain.training.manifest import Position
+from mmpretrain.training.saving import begin
+from mmpretrain.training.snapshot import Snapshot
 
 GLOBAL_BATCH = 48
 STEPS = 10
@@ -237,13 +239,16 @@ def options(folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Five steps at these ranks and ZeRO-2, a checkpoint, and the five steps after it."""
+    """Five steps at these ranks and ZeRO-2, a checkpoint, and ten steps while it is written."""
     for _, engine in engines("spanning", [1], [2], **AVERAGED):
         train(engine, range(5))
         position = Position(step=5, samples=5 * GLOBAL_BATCH, data_hash="d")
-        checkpoint.save(engine, folder / "checkpoints", position, "seed: 0\n")
+        saving = begin(engine, Snapshot(), folder / "checkpoints", position, "seed: 0\n")
         state = full_state(engine)
-        leave_results(folder, "written", train(engine, range(5, 10)), state)
+        losses = train(engine, range(5, 15))
+        assert checkpoint.find_newest_valid(folder / "checkpoints") == (None, None)
+        saving.finish()
+        leave_results(folder, "written", losses, state)
 
 
 def read_checkpoint(folder: Path) -> None:
@@ -252,7 +257,7 @@ def read_checkpoint(folder: Path) -> None:
         position = checkpoint.load(engine, folder / "checkpoints")
         assert position is not None and position.step == 5
         state = full_state(engine)
-        leave_results(folder, f"read-{case}", train(engine, range(5, 10)), state)
+        leave_results(folder, f"read-{case}", train(engine, range(5, 15)), state)
 
 
 def nan_on_one_rank(folder: Path) -> None:
