@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
 
-.PHONY: help setup demo test slurm lint bench clean
+.PHONY: help setup demo test pytest slurm lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,10 +34,12 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --num-workers 2
+	$(BIN)/mypy
 
-test: setup
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint slurm
+test:
+	@$(MAKE) --no-print-directory -j2 lint pytest
+
+pytest: setup slurm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The launcher is tested on a real Slurm cluster on this machine; where it cannot be installed those tests are skipped,
