@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -27,6 +28,7 @@ from mmpretrain.models.layouts.tables import State, Table, to_ours
 from mmpretrain.models.layouts.towers import HALVES, Channels, Pixels, halves
 from mmpretrain.models.layouts.vit import vit_architecture, vit_table
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
+from mmpretrain.models.published import check_published
 from mmpretrain.models.towers.base import TowerConfig
 from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig
 
@@ -74,7 +76,10 @@ def open_pretrained(name: str, child: Mapping[str, TowerConfig]) -> Parent:
 
 
 def _published(name: str, config: MultimodalConfig) -> Parent:
-    model = MultimodalTransformer.from_pretrained(name)
+    folder = Path(name)
+    if folder.is_dir():
+        check_published(folder)
+    model = MultimodalTransformer.from_pretrained(name, use_safetensors=True)
     return Parent(
         source=name,
         description="a published mmpretrain model",

@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts
+from data_pipeline.tokenizer import tokenizer_facts
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
