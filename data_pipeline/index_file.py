@@ -55,8 +55,7 @@ def encode_index(header: IndexHeader, arrays: Mapping[str, Array]) -> bytes:
 
 
 def read_index_file(path: Path, published_at: str | None = None) -> tuple[IndexHeader, dict[str, Array]] | None:
-    """Header and arrays; None where there is no file, or one of another version. `published_at`: the address that it was
-    fetched from."""
+    """Header and arrays; None where there is no file, or one of another version. `published_at`: where it came from."""
     try:
         loaded = map_arrays(path, INDEX_MAGIC)
         return None if loaded is None else _checked(*loaded)

@@ -1,7 +1,7 @@
 """JSON that a stranger may have written.
 
-Enter: text, or bytes of UTF-8. Leave: what it says. Refused, as a ValueError whatever is wrong: text that is no JSON, is
-nested too deep, or holds a number of thousands of digits.
+Enter: text, or bytes of UTF-8. Leave: what it says. Refused, as a ValueError whatever is wrong: text that is no JSON,
+is nested too deep, or holds a number of thousands of digits.
 """
 
 import json

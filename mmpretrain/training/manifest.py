@@ -1,7 +1,7 @@
 """The files of a checkpoint: its manifest, what damages it, and reading any range of any tensor from it.
 
-Enter: a checkpoint folder. Leave: the manifest, whole tensors or ranges. Refuses files whose size or SHA-256 differ, and
-manifests that name files elsewhere or pieces that do not make up their tensors: a stranger may have written them.
+Enter: a checkpoint folder. Leave: the manifest, whole tensors or ranges. Refuses files whose size or SHA-256 differ,
+and manifests that name files elsewhere or pieces that do not make up their tensors: a stranger may have written them.
 """
 
 from __future__ import annotations
