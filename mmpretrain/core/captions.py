@@ -18,7 +18,7 @@ METADATA_EXTENSION = "json"
 CAPTION_EXTENSIONS = frozenset({TEXT_EXTENSION, METADATA_EXTENSION})
 MAX_CHARACTERS = 1_000_000
 """Of one text: a long book's, which a tokenizer reads in a second."""
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20
 """Of a member that holds texts."""
 
 

@@ -21,6 +21,7 @@ from transformers.utils.hub import cached_file
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.foreign_weights import UNREADABLE, first_line
 from mmpretrain.models.hf_encoders import encoder_of
 from mmpretrain.models.layouts.clip import LOGIT_SCALE, clip_architecture, clip_table
 from mmpretrain.models.layouts.siglip import LOGITS, siglip_architecture, siglip_table
@@ -60,18 +61,18 @@ def open_pretrained(name: str, child: Mapping[str, TowerConfig]) -> Parent:
     """The model in a folder or on the hub, read for the kinds of tower that `child` has."""
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"--from {name} is neither a run folder nor a checkpoint, and no model folder or reachable hub name of "
-            f"transformers ({str(error).splitlines()[0]})"
+            f"transformers ({first_line(error)})"
         ) from error
     try:
         if isinstance(config, MultimodalConfig):
             return _published(name, config)
         return _transformers(name, config, child)
-    except OSError as error:
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"--from {name} has a config.json and its weights cannot be read ({str(error).splitlines()[0]})"
+            f"--from {name} has a config.json and its weights cannot be read ({first_line(error)})"
         ) from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from mmpretrain.core.errors import CheckpointError, ConfigError
@@ -63,8 +64,12 @@ def _count_wanted(folder: Path, config: Json) -> int:
             outline = MultimodalTransformer(
                 MultimodalConfig(model=config["model"], objectives=config.get("objectives"))
             )
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise CheckpointError(f"{folder / CONFIG} describes no model ({what}); publish the run again") from error
     except (ConfigError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{folder / CONFIG} describes no model: {error}; publish the run again") from error
+        raise CheckpointError(f"{folder / CONFIG} describes no model ({error}); publish the run again") from error
     return sum({id(tensor): tensor.numel() for tensor in outline.published_state().values()}.values())
 
 
