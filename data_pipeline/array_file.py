@@ -90,7 +90,7 @@ def read_arrays(content: bytes | mmap.mmap, magic: bytes) -> tuple[Header, dict[
         header = parse_json(text)
         layout, body_bytes = header.pop("arrays"), header.pop("body_bytes")
         arrays = {name: _array(content, body, kind, offset, count) for name, kind, offset, count in layout}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedFile from error
     if len(content) != body + body_bytes:
         raise DamagedFile

@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> Manifest:
         )
         _refuse_lies(manifest)
         return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as fault:
         raise CheckpointError(f"{path}: no readable manifest ({fault})") from fault
 
 
