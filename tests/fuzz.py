@@ -35,14 +35,19 @@ START_S, SILENT_S = 300.0, 60.0
 """Processor seconds after which a child that says nothing is taken for hung, at first and later on."""
 
 
+WRITTEN_S = 0.2
+
+
 class Hang(BaseException):
     """The limit of one input is over."""
 
 
 @dataclass
 class Tally:
-    """What a child has done, as it writes it down after every input."""
+    """What a child has done, as it writes it down several times a second."""
 
+    used_s: float = 0.0
+    """Processor time since the doors were built."""
     executions: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
@@ -56,7 +61,7 @@ class Tally:
     def read(cls, text: str) -> "Tally":
         told = json.loads(text)
         counted = {name: Counter(told[name]) for name in ("executions", "refused", "seconds")}
-        return cls(**counted, findings=told["findings"])
+        return cls(told["used_s"], **counted, findings=told["findings"])
 
 
 def main() -> int:
@@ -89,6 +94,7 @@ def _supervise(options: argparse.Namespace, place: Path) -> Tally:
     tally = Tally()
     (place / "tally").write_text(tally.text())
     while True:
+        (place / "doing").unlink(missing_ok=True)
         command = [sys.executable, __file__, *sys.argv[1:], "--child", str(place)]
         with (place / "stderr").open("wb") as told:  # libraries of media tell there what they think of each input
             child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=None if options.again else told)
@@ -100,8 +106,8 @@ def _supervise(options: argparse.Namespace, place: Path) -> Tally:
         words = (place / "stderr").read_bytes()[-500:].decode(errors="replace")
         tally.findings[f"{doing} {died}"] = f"{doing}: {died}: {words}"
         _keep(options, place / "work", doing)
-        door = doing.partition(":")[0]
-        tally.executions[door] += 1
+        door, _, number = doing.partition(":")
+        tally.executions[door] = int(number or 0) + 1
         (place / "tally").write_text(tally.text())
         if options.again or doing == "start":
             return tally
@@ -109,16 +115,16 @@ def _supervise(options: argparse.Namespace, place: Path) -> Tally:
 
 def _wait(child: subprocess.Popen[bytes], place: Path) -> str | None:
     """How the child died; None where it ended by itself."""
-    process, seen, used = psutil.Process(child.pid), 0.0, 0.0
+    process, doing, seen, used = psutil.Process(child.pid), place / "doing", "", 0.0
     while True:
         try:
             code = child.wait(1.0)
             return None if code == 0 else f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         except subprocess.TimeoutExpired:
-            now, changed = sum(process.cpu_times()[:2]), (place / "tally").stat().st_mtime
+            now, changed = sum(process.cpu_times()[:2]), doing.read_text() if doing.exists() else ""
         if changed != seen:
             seen, used = changed, now
-        elif now - used > (SILENT_S if (place / "doing").exists() else START_S):
+        elif now - used > (SILENT_S if changed else START_S):
             child.kill()
             child.wait()
             return "hung where no signal reaches"
@@ -139,14 +145,18 @@ def _work(options: argparse.Namespace) -> None:
         _enter(doors[name].enter, place, tally, name, int(number), options)
         (place / "tally").write_text(tally.text())
         return
-    while sum(tally.seconds.values()) < options.seconds:
-        name = min(doors, key=lambda each: tally.seconds[each])
-        number = tally.executions[name]
-        begin = time.process_time()
-        _enter(doors[name].enter, place, tally, name, number, options)
+    now = written = time.process_time()
+    while tally.used_s < options.seconds:
+        name, begin = min(doors, key=lambda each: tally.seconds[each]), now
+        _enter(doors[name].enter, place, tally, name, tally.executions[name], options)
+        now = time.process_time()
         tally.executions[name] += 1
-        tally.seconds[name] += time.process_time() - begin
-        (place / "tally").write_text(tally.text())
+        tally.seconds[name] += now - begin
+        tally.used_s += now - begin
+        if now - written > WRITTEN_S:
+            (place / "tally").write_text(tally.text())
+            written = now
+    (place / "tally").write_text(tally.text())
 
 
 def _bound_memory() -> None:

@@ -151,7 +151,7 @@ def _read_npy(folder: Path) -> Embeddings:
         vectors = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
         lines = (folder / _ROWS).read_text(encoding="utf-8").splitlines()
         rows = [record_of(EmbeddedRow, parse_json(line)) for line in lines]
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError, TokenError) as error:
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError, TokenError) as error:
         raise DataError(f"{folder} is no folder of embeddings that `mmpretrain embed` wrote: {error}") from error
     if vectors.shape != (len(rows), header.embed_dim) or vectors.dtype != np.float32:
         raise DataError(f"{folder}: {_VECTORS} is {list(vectors.shape)}, {_ROWS} has {len(rows)} rows; embed again")

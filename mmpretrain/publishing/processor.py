@@ -35,6 +35,10 @@ def read_codecs(folder: Path) -> dict[str, CodecConfig]:
     kinds = discover("mmpretrain.modalities", CodecConfig)
     try:
         saved = parse_json(path.read_text(encoding="utf-8"))["codecs"]
-        return {name: kinds[fields["kind"]].model_validate(fields) for name, fields in saved.items()}
+        codecs = {name: kinds[fields["kind"]].model_validate(fields) for name, fields in saved.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CheckpointError(f"{path} does not describe codecs that this version knows: {error!r}") from error
+    for name, codec in codecs.items():
+        if codec.makes != name:
+            raise CheckpointError(f"{path} has a codec of {codec.makes!r} under {name!r}; publish the run again")
+    return codecs
