@@ -2,10 +2,10 @@
 
 Enter: nothing. Leaves: a table and benchmarks/results/plan.json. Exits 1 when a forecast is off by more than 15 %.
 
-Collectives are timed at a few sizes on as many ranks, as nccl-tests does, and a step on one rank. The forecast for N
-ranks is the step of one rank, times the share of a core that each of N gets, and the plan's own list of messages at
-those bandwidths. Ranks compute with one thread each, so that 4 ranks on 2 cores take twice as long for the same work.
-Ranks of one launch alternate between steps and collectives, so that other load meets both.
+Three things are measured for a forecast of N ranks: the step of one rank alone; how much longer the same computation
+takes where N processes do it at once and send nothing, as they share cores and memory; and how long each kind of
+collective takes at a few sizes, as nccl-tests does. The forecast is the step of one rank, so much longer, and the
+plan's own list of messages at those bandwidths. Within a launch the calls alternate, so that other load meets them all.
 
     python benchmarks/plan.py
 """
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from mmpretrain.planning.communication import Bandwidth, Network, crossings, mes
 from mmpretrain.planning.memory import setting_of
 from mmpretrain.planning.workload import Workload, measure
 from mmpretrain.training.engine import Engine
+from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.parts import batch_fields
 from mmpretrain.training.ranks import join, leave
 
@@ -43,7 +45,8 @@ RANKS = (1, 2, 4)
 STAGES = (0, 1)
 ROWS = 32
 """Of each rank in a step, whatever the ranks."""
-SIZES = (2**14, 2**20, 2**23, 2**25, 2**27)
+SIZES = (2**14, 2**18, 2**21, 2**24, 2**26)
+SILENT = "computation alone"
 ROUNDS, STEPS = 3, 4
 TOLERANCE = 0.15
 RECORD = Path(__file__).parent / "results" / "plan.json"
@@ -76,7 +79,8 @@ def measure_here() -> None:
     join()
     steps = {stage: step_of(run_config(world_size(), stage)) for stage in STAGES}
     collectives = collective_calls() if world_size() > 1 else {}
-    calls: dict[str, Callable[[], object]] = {f"stage {stage}": step for stage, step in steps.items()} | collectives
+    calls: dict[str, Callable[[], object]] = {f"stage {stage}": step for stage, step in steps.items()}
+    calls |= collectives | {SILENT: silent_step(run_config(world_size(), 0))}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -94,6 +98,20 @@ def step_of(config: RunConfig) -> Callable[[], object]:
     engine = Engine(model, config, torch.device("cpu"))
     batch = Batch(random_rows(config), keys=())
     return lambda: engine.step([batch], 1e-4)
+
+
+def silent_step(config: RunConfig) -> Callable[[], object]:
+    """Towers forward and backward and the update, which send nothing."""
+    model = MultimodalTransformer.create(config.model, config.objectives).train()
+    optimizer, rows = build_optimizer(model, config.optimizer, zero_stage=1), random_rows(config)
+
+    def step() -> None:
+        parts = [part for part in model.encode(rows).values() if part.requires_grad]
+        torch.autograd.backward(parts, [torch.ones_like(part) for part in parts])
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def random_rows(config: RunConfig) -> dict[str, Tensor]:
@@ -114,9 +132,9 @@ def collective_calls() -> dict[str, Callable[[], object]]:
     for size in SIZES:
         whole = torch.zeros(size // 4)
         share = torch.zeros(size // 4 // world_size())
-        calls[f"all_reduce {size}"] = lambda whole=whole: dist.all_reduce(whole)  # type: ignore[misc]
-        calls[f"all_gather {size}"] = lambda whole=whole, share=share: dist.all_gather_into_tensor(whole, share)  # type: ignore[misc]
-        calls[f"reduce_scatter {size}"] = lambda whole=whole, share=share: dist.reduce_scatter_tensor(share, whole)  # type: ignore[misc]
+        calls[f"all_reduce {size}"] = partial(dist.all_reduce, whole)
+        calls[f"all_gather {size}"] = partial(dist.all_gather_into_tensor, whole, share)
+        calls[f"reduce_scatter {size}"] = partial(dist.reduce_scatter_tensor, share, whole)
     return calls
 
 
@@ -143,17 +161,18 @@ def communication(workload: Workload, config: RunConfig, network: Network, ranks
     return sum(message.count * network.seconds(message.collective, ranks) for message in sent)
 
 
-def forecasts(times: dict[int, dict[str, float]], cores: int) -> list[dict[str, float]]:
+def forecasts(times: dict[int, dict[str, float]]) -> list[dict[str, float]]:
     """One row for each number of ranks above 1 and each stage."""
     rows = []
     for ranks in RANKS[1:]:
         network = network_of(times[ranks], ranks)
         workload = measure(run_config(ranks, 0), BatchPlan(ROWS * ranks, ROWS, World(0, ranks)), "cpu")
+        shared = times[ranks][SILENT] / times[1][SILENT]
         for stage in STAGES:
             alone, taken = times[1][f"stage {stage}"], times[ranks][f"stage {stage}"]
             sent = communication(workload, run_config(ranks, stage), network, ranks)
-            forecast = alone * max(1.0, ranks / cores) + sent
-            row = {"ranks": ranks, "stage": stage, "one rank": alone, "communication": sent}
+            forecast = alone * shared + sent
+            row = {"ranks": ranks, "stage": stage, "one rank": alone, "times": shared, "communication": sent}
             rows.append(row | {"forecast": forecast, "measured": taken, "error": forecast / taken - 1})
     return rows
 
@@ -172,23 +191,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RECORD, help="where the JSON record goes")
     parser.add_argument("--rank", action="store_true", help="measure as one rank of a launch")
-    parser.add_argument("--times", type=Path, help="forecast from times that were kept, instead of measuring")
     arguments = parser.parse_args()
     if arguments.rank:
         measure_here()
         return 0
-    if arguments.times is None:
-        load = os.getloadavg()[0]
-        times = {ranks: measure_apart(ranks) for ranks in RANKS}
-    else:
-        kept = json.loads(arguments.times.read_text())
-        load, times = kept["load"], {int(ranks): found for ranks, found in kept["times"].items()}
-    rows = forecasts(times, kept["cores"] if arguments.times else len(os.sched_getaffinity(0)))
+    load = os.getloadavg()[0]
+    times = {ranks: measure_apart(ranks) for ranks in RANKS}
+    rows = forecasts(times)
     for row in rows:
         print("  ".join(f"{name} {value:.3g}" for name, value in row.items()))
     about = {
         "command": "python benchmarks/plan.py",
-        "cores": kept["cores"] if arguments.times else len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)),
         "versions": {name: version(name) for name in ("torch", "deepspeed")},
         "load": load,
     }

@@ -1,7 +1,7 @@
-"""Objects on S3, GCS, HTTP and the hub, read by clients inside this process, never by a shell.
+"""Objects on S3, GCS, HTTP and the hub, read and written by clients inside this process, never by a shell.
 
-Enter: URLs, and how patient to be. Leave: bytes, sizes and listings. Refused, as a DataError: what is not there or not
-allowed, at once; what stays away or comes back damaged, after a bounded number of attempts.
+Enter: URLs, and how patient to be. Leave: bytes, sizes, listings and copies. Refused, as a DataError: what is not there
+or not allowed, at once; what stays away or comes back damaged, after a bounded number of attempts.
 
 Credentials come from where each client looks for them (environment, its own files), never from a config.
 """
@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -59,6 +60,8 @@ class Patience:
     attempts: int
     timeout_s: float
     """Of one attempt."""
+    advice: str = "then start again, or raise data.cache.attempts"
+    """What else to do once all were in vain."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,18 @@ def size_of(url: str, patience: Patience) -> int:
 
 def list_folder(url: str, patience: Patience) -> list[Listed]:
     """The objects right below a folder, by name."""
+    return _entries(url, "file", patience)
 
+
+def list_subfolders(url: str, patience: Patience) -> list[Listed]:
+    """The folders right below a folder, by name; none where it is not there."""
+    try:
+        return _entries(url, "directory", patience)
+    except AbsentObject:
+        return []
+
+
+def _entries(url: str, kind: str, patience: Patience) -> list[Listed]:
     def attempt() -> list[Listed]:
         found: list[dict[str, object]] = _run(
             url,
@@ -155,11 +169,65 @@ def list_folder(url: str, patience: Patience) -> list[Listed]:
         )
         store, _ = url_to_fs(url)
         listed = [
-            Listed(store.unstrip_protocol(entry["name"]), _version(entry)) for entry in found if entry["type"] == "file"
+            Listed(store.unstrip_protocol(entry["name"]), _version(entry)) for entry in found if entry["type"] == kind
         ]
         return sorted(listed, key=lambda one: one.url)
 
     return _patiently(url, patience, attempt)
+
+
+def read_file(url: str, path: Path, patience: Patience) -> None:
+    """Copy an object into a file; whether its bytes are the right ones is for others to say."""
+    _patiently(
+        url,
+        patience,
+        lambda: _run(
+            url,
+            patience,
+            lambda store, source: store.get_file(source, str(path)),
+            lambda store, source: store._get_file(source, str(path)),
+        ),
+    )
+
+
+def write_file(path: Path, url: str, patience: Patience) -> None:
+    """Copy a file to an object, in place of one that is there."""
+    size = path.stat().st_size
+
+    def attempt() -> None:
+        _run(
+            url,
+            patience,
+            lambda store, target: store.put_file(str(path), target),
+            lambda store, target: store._put_file(str(path), target),
+        )
+        arrived = size_of(url, patience)
+        if arrived != size:
+            raise _Garbled(f"{arrived} bytes arrived of {size}")
+
+    _patiently(url, patience, attempt)
+
+
+def remove(url: str, patience: Patience) -> None:
+    """Delete an object; nothing happens where there is none."""
+    try:
+        _patiently(
+            url,
+            patience,
+            lambda: _run(
+                url,
+                patience,
+                lambda store, path: store.rm_file(path),
+                lambda store, path: store._rm_file(path),
+            ),
+        )
+    except AbsentObject:
+        return
+
+
+def check_client(url: str) -> None:
+    """Refuse a URL whose client is not installed."""
+    _faults_of(url)
 
 
 def _sound(content: bytes, fault: Callable[[bytes], str | None] | None) -> bytes:
@@ -196,7 +264,7 @@ def _patiently(url: str, patience: Patience, attempt: Callable[[], ResultT]) -> 
     seconds = time.monotonic() - begin
     message = (
         f"{url}: gave up after {patience.attempts} attempts in {seconds:.1f} s, the last: {_reason(fault)}; check the "
-        f"network and the store, then start again, or raise data.cache.attempts"
+        f"network and the store, {patience.advice}"
     )
     if isinstance(fault, _Garbled) and fault.content is not None:
         raise DamagedContent(message, fault.content)
@@ -232,7 +300,7 @@ def _faults_of(url: str) -> tuple[type[Exception], ...]:
 def _load(scheme: str) -> tuple[type[Exception], ...]:
     """What the client of a scheme raises; refuses a scheme whose client is not installed."""
     known = SCHEMES[scheme]
-    require(known.module, known.extra, f"reading {scheme}:// shards")
+    require(known.module, known.extra, f"the store of {scheme}:// URLs")
     return tuple(_named(fault) for fault in known.faults)
 
 

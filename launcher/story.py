@@ -16,7 +16,7 @@ from launcher.status import RunStatus, status_of
 from mmpretrain.core.errors import ClusterError
 
 _FOLLOWED = {
-    Action.DONE: "done",
+    Action.DONE: "ended as it should",
     Action.RESTART: "started again at once",
     Action.REQUEUE: "queued again",
     Action.REPLACE_NODES: "queued again on other nodes",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from data_pipeline.config import DataConfig
+from mmpretrain.config_checkpoint import CheckpointConfig
 from mmpretrain.config_engine import AverageConfig, EngineConfig, OptimizerConfig
 from mmpretrain.core.config import Config, Rule, load_config
 from mmpretrain.core.errors import ConfigError
@@ -42,25 +43,6 @@ else:
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = ("max_rank",)
 """Objective names that would shadow a metric: train/loss_max_rank is the largest loss of a rank."""
-
-
-class CheckpointConfig(Config):
-    """When checkpoints are written and which are kept."""
-
-    every: PositiveInt = 500
-    """Steps between checkpoints; the last step and a requested stop are saved as well."""
-    keep_last: PositiveInt = 2
-    """How many of the newest stay."""
-    keep_every: PositiveInt | None = None
-    """Checkpoints at multiples of so many steps stay for good; null: none."""
-
-    def broken_rules(self) -> Iterator[Rule]:
-        if self.keep_every is not None and self.keep_every % self.every:
-            yield (
-                ("keep_every",),
-                f"{self.keep_every} is not a multiple of checkpoint.every {self.every}, so some would never be "
-                f"written; use {math.ceil(self.keep_every / self.every) * self.every}",
-            )
 
 
 class ScheduleConfig(Config):
@@ -175,6 +157,7 @@ class RunConfig(Config):
         yield from _objective_rules(self)
         yield from _codec_rules(self)
         yield from _task_rules(self)
+        yield from _best_rules(self)
         if self.finetune is not None:
             yield from unknown_towers(self.finetune, self.model.towers)
         if self.precision == "fp16" and self.zero_stage == 0:
@@ -311,6 +294,18 @@ def _task_rules(run: RunConfig) -> Iterator[Rule]:
             first = seen.setdefault((type(task), group, task.prefix), name)
             if first != name:
                 yield path, f"its figures have the names of those of {first}; give it another prefix"
+
+
+def _best_rules(run: RunConfig) -> Iterator[Rule]:
+    best, every = run.checkpoint.keep_best, run.evaluation.every
+    if best is None or best.metric.startswith("train/"):
+        return
+    if not every or every % run.checkpoint.every:
+        yield (
+            ("checkpoint", "keep_best"),
+            f"of evaluation.every {every} and checkpoint.every {run.checkpoint.every} follows that what is measured is "
+            f"not what is saved; set evaluation.every to a multiple of checkpoint.every",
+        )
 
 
 def _missing_towers(run: RunConfig, path: tuple[str, ...], modalities: Sequence[str]) -> Iterator[Rule]:

@@ -23,6 +23,10 @@ Phase = Literal["start", "step", "save", "evaluate"]
 OUTCOME, HEARTBEAT, METRICS, ATTEMPTS = "outcome.json", "heartbeat.json", "metrics.jsonl", "attempts.jsonl"
 CONTROL, RANKS, STACKS, CHECKPOINTS = "control", "ranks", "stacks", "checkpoints"
 LEDGER, CONSUMED = "ledger.jsonl", "consumed.jsonl"
+CHECKPOINT_EVENTS = "checkpoints.jsonl"
+"""What became of checkpoints: rows of step, event (valid, uploaded, upload failed) and time."""
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
+"""Of a checkpoint."""
 
 PICTURES = "pictures.json"
 """In `evaluation/`: what the newest evaluation left to look at, {name: [{"file", "caption"}]}."""
@@ -67,7 +71,7 @@ class Heartbeat:
     samples_per_s: float | None
     time: float
     save_s: float | None = None
-    """Seconds of the newest checkpoint of this attempt; None before the first."""
+    """Seconds that the newest checkpoint of this attempt takes where it is waited for; None before the first."""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ class StepReport:
     """Samples of all ranks that were replaced."""
     digest: int = 0
     """Of what all ranks consumed, mod 2**64."""
+    checkpoint_written: bool = False
+    """Every rank has written its part of the checkpoint under way."""
     stop_requested: bool = False
     """Some rank was asked to stop: a signal, or the run folder's control/stop."""
     save_requested: bool = False

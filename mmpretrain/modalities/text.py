@@ -6,6 +6,7 @@ vectors. Refused: samples without a caption; a vocabulary smaller than the token
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Self
 
 import numpy as np
@@ -140,7 +141,8 @@ class TextCodec:
             what = "caption" if self.key is None else f"text under {self.key!r} in .json"
             raise AbsentError(f"no {what} (saw: {', '.join(members)})")
         pick = int(draw.integers(len(captions))) if draw is not None and self.caption == "random" else 0
-        return {name: rows[0] for name, rows in self.encode(captions[pick : pick + 1]).items()}
+        ids, mask = _encoded(self.tokenizer, captions[pick])
+        return {self.field: ids, f"{self.field}.mask": mask}
 
     def captions(self, members: Mapping[str, bytes]) -> list[str]:
         """All texts of a sample."""
@@ -152,6 +154,13 @@ class TextCodec:
         ids = np.array([text.ids for text in encoded], np.int64).reshape(-1, self.length)
         mask = np.array([text.attention_mask for text in encoded], np.bool_).reshape(-1, self.length)
         return {self.field: ids, f"{self.field}.mask": mask}
+
+
+@lru_cache(4096)
+def _encoded(tokenizer: Tokenizer, text: str) -> tuple[Array, Array]:
+    """Ids and mask of one text, [L] each and not to be changed: questions, tags and templates come again and again."""
+    encoded = tokenizer.encode(text)
+    return np.array(encoded.ids, np.int64), np.array(encoded.attention_mask, np.bool_)
 
 
 def _ids_and_mask(field: str, length: int) -> Mapping[str, FieldSpec]:

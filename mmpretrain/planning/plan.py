@@ -25,9 +25,10 @@ from mmpretrain.planning.memory import (
     state_memory,
     step_memory,
 )
-from mmpretrain.planning.stand_ins import build_model, resolve_model
+from mmpretrain.planning.stand_ins import resolve_model
 from mmpretrain.planning.step_time import StepTime, model_flops, step_time
 from mmpretrain.planning.workload import Parameters, Workload, count_parameters, measure
+from mmpretrain.training.parts import model_on_meta
 
 DECODED_PER_CORE = {"image": 648.0, "video": 21.0, "audio": 320.0}
 """Per core and second: photos of about 500 pixels (benchmarks/README.md); 8 frames of 6 s of 360p video, and 10 s of
@@ -138,7 +139,7 @@ def plan_of(config: RunConfig, workload: Workload, gpus: int, machine: Machine) 
 
 def state_estimate(config: RunConfig, ranks: int) -> tuple[Parameters, Memory]:
     """Parameters, and what their states take on each rank, without a look at the batch."""
-    parameters = count_parameters(build_model(config, resolve_model(config).config))
+    parameters = count_parameters(model_on_meta(config, resolve_model(config).config))
     return parameters, state_memory(parameters, setting_of(config, ranks))
 
 

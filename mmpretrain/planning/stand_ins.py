@@ -1,7 +1,7 @@
-"""Stand-ins for what a run consists of: a model, a batch and a world, with shapes and no contents.
+"""Stand-ins for what a run has and a plan lacks: the tokenizer that will be trained, and the other ranks.
 
-Enter: a run config. Leave: the run's own model on tensors without storage, a batch as the codecs would make it, and a
-process group in which nothing is sent. Refused: a model whose architecture is named and not on this machine.
+Enter: a run config. Leave: its model config with a vocabulary, and a process group in which nothing is sent. Refused: a
+model whose architecture is named and not on this machine.
 """
 
 import warnings
@@ -9,19 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from data_pipeline.tokenizer import tokenizer_facts
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.fast_tokenizer import load_tokenizer
-from mmpretrain.core.types import FieldSpec, TensorDict, TokenizerFacts
+from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.models.config import ModelConfig, resolve
-from mmpretrain.models.multimodal import MultimodalTransformer
-from mmpretrain.models.trained_parts import prepare
-from mmpretrain.training.parts import AUTOCAST
 
 ASSUMED_WORDS = 49_408
 """Vocabulary of a named tokenizer that is not on this machine: CLIP's."""
@@ -52,39 +47,6 @@ def resolve_model(config: RunConfig) -> ResolvedModel:
 
 def _words(size: int) -> TokenizerFacts:
     return TokenizerFacts(size, pad_id=0, eos_id=1, mask_id=2, special_ids=(0, 1, 2))
-
-
-def build_model(config: RunConfig, model: ModelConfig) -> MultimodalTransformer:
-    """The run's model on the meta device, with what learns in it marked."""
-    with torch.device("meta"):
-        built = MultimodalTransformer.create(model, config.objectives)
-        if config.finetune is not None:
-            prepare(built, config.finetune)
-    built.autocast_dtype = AUTOCAST[config.precision]
-    built.train()
-    return built
-
-
-def make_fake(model: nn.Module) -> None:
-    """Put fake tensors in place of meta ones; run it under a `FakeTensorMode`. Ties between weights are kept."""
-    made: dict[int, Tensor] = {}
-    for module in model.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
-                module._parameters[name] = made.setdefault(id(weight), fake)  # type: ignore[assignment]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = made.setdefault(id(buffer), torch.empty(buffer.shape, dtype=buffer.dtype))
-
-
-def make_batch(fields: dict[str, FieldSpec], rows: int) -> TensorDict:
-    """A micro-batch as the loader makes it; run it under a `FakeTensorMode`."""
-    facts = {name: FieldSpec((), "int64") for name in ("position", "draw", "sample")}
-    return {
-        name: torch.empty((rows, *spec.shape), dtype=getattr(torch, spec.dtype))
-        for name, spec in (fields | facts).items()
-    }
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from mmpretrain.core.ranks import BatchPlan
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.kernels import laid_out_for
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.stand_ins import make_batch, make_fake
 from mmpretrain.planning.recorder import Collective, Moment, Recorder, Size, Work
-from mmpretrain.planning.stand_ins import build_model, make_batch, make_fake, pretended_world, resolve_model
-from mmpretrain.training.parts import batch_fields
+from mmpretrain.planning.stand_ins import pretended_world, resolve_model
+from mmpretrain.training.parts import batch_fields, model_on_meta
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Workload:
 def measure(config: RunConfig, plan: BatchPlan, device_type: str = "cuda") -> Workload:
     """Run the model once without and once with activation checkpointing, laid out for a type of device."""
     resolved = resolve_model(config)
-    model = build_model(config, resolved.config)
+    model = model_on_meta(config, resolved.config)
     fields = batch_fields(config, resolved.config)
     spans = model.spans_batch
     with FakeTensorMode(), laid_out_for(device_type), pretended_world(plan.world.size):

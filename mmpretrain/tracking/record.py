@@ -87,6 +87,37 @@ def surviving_rows(rows: Iterable[Row]) -> list[Row]:
     return kept
 
 
+class Figure:
+    """One figure of a run that goes on, by step; each `read` takes in what was written since the last."""
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self.path, self.name = run_dir / METRICS_FILE, name
+        self._values: dict[int, float] = {}
+        self._place, self._step = 0, 0
+
+    def read(self) -> Mapping[int, float]:
+        """Finite values of the rows that stand."""
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                file.seek(self._place)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._place += len(line)
+                    self._take(_parse(line.decode(errors="replace")))
+        return self._values
+
+    def _take(self, row: Row | None) -> None:
+        if row is None:
+            return
+        if row.is_training and row.step <= self._step:  # the run went back
+            self._values = {step: value for step, value in self._values.items() if step < row.step}
+        self._step = row.step
+        value = row.metrics.get(self.name, math.nan)
+        if math.isfinite(value):
+            self._values[row.step] = value
+
+
 def _parse(line: str) -> Row | None:
     """A row, or None for a line that was cut short or is no row."""
     try:

@@ -7,7 +7,6 @@ or checkpoint is refused here, before the first step.
 import logging
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -34,6 +33,7 @@ from mmpretrain.tracking.fanout import Trackers, build_trackers
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine, check_precision
 from mmpretrain.training.evaluate import Evaluator, evaluation_context
+from mmpretrain.training.fetching import fetch_newest
 from mmpretrain.training.hooks import (
     Do,
     Every,
@@ -49,12 +49,13 @@ from mmpretrain.training.hooks import (
     WriteSkippedSteps,
 )
 from mmpretrain.training.loop import Parts
-from mmpretrain.training.manifest import PassedOver, Position, retain
+from mmpretrain.training.manifest import PassedOver
 from mmpretrain.training.parts import build_codecs, source_facts
 from mmpretrain.training.ranks import device_name, first_on_main, on_main
 from mmpretrain.training.reporting import Reporter
 from mmpretrain.training.requests import Requests, answer_stack_requests
 from mmpretrain.training.run_folder import RunFolder, State
+from mmpretrain.training.saver import Saver, upload_folder
 from mmpretrain.training.schedule import learning_rate
 from mmpretrain.training.sources import check_sources
 from mmpretrain.training.spikes import (
@@ -84,7 +85,7 @@ class Run:
     reporter: Reporter
     ledger: Ledger
     trackers: Trackers
-    save: Callable[[int], None]
+    saver: Saver
     evaluate: Callable[[StepReport], None]
     folder: RunFolder
     world: World
@@ -98,6 +99,8 @@ class Run:
 
     def close(self, state: State, message: str, reason: str = "", asked: float | None = None) -> None:
         """Record how the attempt ended."""
+        if state == "completed":
+            self.saver.finish_uploads()
         self.trackers.close(state)
         if self.world.is_main:
             self.folder.write_outcome(state, self.step, message, reason, asked)
@@ -130,9 +133,11 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     first_on_main(evaluator.check)
     ledger = Ledger(folder.path / run_files.LEDGER, config.data.bad_sample_budget, writes=world.is_main)
     count_flops = partial(utilization, config, model_config, codecs, device)
-    reporter = Reporter(config.global_batch_size, requests, config.trace_samples, device, count_flops)
-    save = _saver(config, engine, folder, world, trackers, loader.fingerprint)
-    return Run(config, engine, loader, reporter, ledger, trackers, save, evaluator.run, folder, world, start)
+    saver = Saver(config, engine, folder, world, trackers, order_hash(config, loader.fingerprint))
+    reporter = Reporter(
+        config.global_batch_size, requests, config.trace_samples, device, count_flops, lambda: saver.is_written
+    )
+    return Run(config, engine, loader, reporter, ledger, trackers, saver, evaluator.run, folder, world, start)
 
 
 def parts_from(run: Run, step: int) -> Parts:
@@ -148,7 +153,8 @@ def parts_from(run: Run, step: int) -> Parts:
         learning_rate=partial(learning_rate, config),
         reporter=run.reporter,
         hooks=_hooks(run, len(gone_back)),
-        save=run.save,
+        save=run.saver.save,
+        settle=run.saver.settle,
         evaluate=run.evaluate,
         start_step=step,
         last_step=config.steps,
@@ -157,6 +163,7 @@ def parts_from(run: Run, step: int) -> Parts:
 
 def go_back(run: Run, spike: RollBack) -> Parts:
     """The parts from the newest checkpoint on, without the data since then. Communicates."""
+    run.saver.settle()
     position = checkpoint.load(run.engine, run.folder.checkpoints)
     if position is None:
         raise DivergenceError(
@@ -209,6 +216,8 @@ def _build_engine(
 
 def _restore(config: RunConfig, engine: Engine, folder: RunFolder, world: World, fingerprint: str) -> int:
     """Load the newest valid checkpoint; returns the number of steps already done. Communicates."""
+    if (url := upload_folder(config)) is not None:
+        on_main(lambda: fetch_newest(url, folder.checkpoints))
     position = checkpoint.load(engine, folder.checkpoints)
     if position is None:
         return 0
@@ -248,6 +257,7 @@ def _hooks(run: Run, rollbacks: int) -> list[Hook]:
     """In the order they run: what must be written before anything may stop the run comes first."""
     config, folder = run.config, run.folder
     shared: list[Hook] = [
+        Do(run.saver.after_step),
         Do(run.ledger.add_report),
         StopOnDivergence(config.max_skipped_steps),
         WatchForSpikes(config.spikes, rollbacks, run.trackers.alert),
@@ -268,26 +278,3 @@ def _hooks(run: Run, rollbacks: int) -> list[Hook]:
     if config.trace_samples:
         mine.append(TraceSamples(folder.path / "samples.jsonl"))
     return mine + shared
-
-
-def _saver(
-    config: RunConfig, engine: Engine, folder: RunFolder, world: World, trackers: Trackers, fingerprint: str
-) -> Callable[[int], None]:
-    """What writes a checkpoint and applies retention."""
-
-    def save(step: int) -> None:
-        passed_over = read_rollbacks(folder.path)
-        digest = order_hash(config, fingerprint)
-        position = Position(step, step * config.global_batch_size, digest, _wandb_id(folder), passed_over)
-        with folder.phase("save", step) if world.is_main else nullcontext():
-            path = checkpoint.save(engine, folder.checkpoints, position, dump_yaml(config))
-        if world.is_main:
-            retain(folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every)
-            trackers.saved(step, path)
-
-    return save
-
-
-def _wandb_id(folder: RunFolder) -> str | None:
-    path = folder.path / "wandb_id"
-    return path.read_text().strip() if path.exists() else None

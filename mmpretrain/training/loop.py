@@ -25,7 +25,9 @@ class Parts:
     reporter: Reporter
     hooks: Sequence[Hook]
     save: Callable[[int], None]
-    """Write a checkpoint after so many steps. Communicates."""
+    """Begin a checkpoint after so many steps. Communicates."""
+    settle: Callable[[], None]
+    """Wait until the newest checkpoint is valid. Communicates."""
     evaluate: Callable[[StepReport], None]
     """Evaluate the live model, after the save, so that a failure costs no steps. Communicates."""
     start_step: int
@@ -44,10 +46,12 @@ def fit(parts: Parts) -> int:
         if Verdict.SAVE in verdict:
             parts.save(step)
         if Verdict.EVALUATE in verdict:
+            parts.settle()
             parts.evaluate(report)
         if Verdict.STOP in verdict or step == parts.last_step:
             break
         parts.reporter.forget_pause()
+    parts.settle()
     return step
 
 

@@ -1,7 +1,8 @@
 """The files of a checkpoint: its manifest, what damages it, and reading any range of any tensor from it.
 
 Enter: a checkpoint folder. Leave: the manifest, whole tensors or ranges. Refuses files whose size or SHA-256 differ,
-and manifests that name files elsewhere or pieces that do not make up their tensors: a stranger may have written them.
+a manifest that differs from the SHA-256 it ends with, and one that names files elsewhere or pieces that do not make up
+their tensors: a stranger may have written it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,9 +22,11 @@ from torch import Tensor
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.folders import is_plain_name
 from mmpretrain.core.json_text import parse_json
-from mmpretrain.core.run_files import fits, record_of
+from mmpretrain.core.run_files import MANIFEST, fits, record_of
 
-FORMAT = 1
+FORMAT = 2
+_UNSEALED = 1
+"""The format before, which is still read: its manifest holds no SHA-256 of its own, and none of config.yaml."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Manifest:
     pieces: Mapping[str, Mapping[str, list[Piece]]]
     """Tensor name -> kind ("master", "exp_avg", "exp_avg_sq", "average", "replica") -> pieces by rising offset."""
     files: Mapping[str, tuple[int, str]]
-    """File name -> (size in bytes, SHA-256)."""
+    """File name -> (size in bytes, SHA-256) of all other files of the checkpoint."""
     format: int = FORMAT
 
     @property
@@ -96,9 +98,12 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest's form; CheckpointError names what is wrong."""
     try:
-        raw = parse_json((path / "manifest.json").read_text())
-        if raw["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {raw['format']}, this version reads format {FORMAT}")
+        text = (path / MANIFEST).read_text()
+        raw = parse_json(text)
+        if raw["format"] not in (_UNSEALED, FORMAT):
+            raise CheckpointError(f"{path / MANIFEST}: format {raw['format']}, this version reads format {FORMAT}")
+        if raw["format"] == FORMAT and text != _sealed(text[: -len(_sealed(""))] + "}"):
+            raise CheckpointError(f"{path / MANIFEST} does not match its own SHA-256")
         manifest = Manifest(
             position=Position.read(raw["position"]),
             zero_stage=raw["zero_stage"],
@@ -114,7 +119,7 @@ def read_manifest(path: Path) -> Manifest:
         _refuse_lies(manifest)
         return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as fault:
-        raise CheckpointError(f"{path}: no readable manifest ({fault})") from fault
+        raise CheckpointError(f"{path}: no readable {MANIFEST} ({fault})") from fault
 
 
 def _refuse_lies(manifest: Manifest) -> None:
@@ -152,7 +157,7 @@ def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds no moving average of the weights; leave --ema out, or train with ema: {{decay: 0.9999}}"
         )
-    fault = damage(path, manifest, range(len(manifest.files)))
+    fault = damage(path, manifest, sorted(manifest.files))
     if fault:
         raise CheckpointError(f"{path}: {fault}")
     weights: dict[str, Tensor] = {}
@@ -171,35 +176,31 @@ def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` into the folder."""
+    """Write `manifest.json` into the folder; its last entry is the SHA-256 of all that stands before it."""
     content = asdict(manifest)
     content["pieces"] = {
         name: {key: [(p.offset, p.length, p.file) for p in parts] for key, parts in kinds.items()}
         for name, kinds in manifest.pieces.items()
     }
-    (path / "manifest.json").write_text(json.dumps(content))
+    (path / MANIFEST).write_text(_sealed(json.dumps(content)))
 
 
-def retain(folder: Path, keep_last: int, keep_every: int | None) -> None:
-    """Delete checkpoints that neither rule keeps. One rank calls it, after a save."""
-    paths = sorted(folder.glob("step-*"))
-    for path in paths[:-keep_last]:
-        if not keep_every or int(path.name.removeprefix("step-")) % keep_every:
-            shutil.rmtree(path)
+def _sealed(text: str) -> str:
+    """A JSON object with one more entry: the SHA-256 of its text."""
+    return f'{text[:-1]}, "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
 
 
-def damage(path: Path, manifest: Manifest, indices: Iterable[int]) -> str | None:
-    """What is wrong with the files of these indices (in sorted order); None when nothing is."""
-    files = sorted(manifest.files)
-    for index in indices:
-        size, digest = manifest.files[files[index]]
-        file = path / files[index]
+def damage(path: Path, manifest: Manifest, names: Iterable[str]) -> str | None:
+    """What is wrong with these files of a checkpoint; None when nothing is."""
+    for name in names:
+        size, digest = manifest.files[name]
+        file = path / name
         if not file.is_file():
-            return f"{files[index]} is missing"
+            return f"{name} is missing"
         if file.stat().st_size != size:
-            return f"{files[index]} has {file.stat().st_size} bytes, {size} were written"
+            return f"{name} has {file.stat().st_size} bytes, {size} were written"
         if sha256(file) != digest:
-            return f"{files[index]} does not match its SHA-256"
+            return f"{name} does not match its SHA-256"
     return None
 
 

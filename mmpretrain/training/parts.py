@@ -10,6 +10,8 @@ from data_pipeline.reader import Source
 from mmpretrain.config import RunConfig
 from mmpretrain.core.types import Codec, FieldSpec
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.trained_parts import prepare
 from mmpretrain.publishing.facts import SourceFacts
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,6 +33,17 @@ def batch_fields(config: RunConfig, model: ModelConfig) -> dict[str, FieldSpec]:
 def _inputs(config: RunConfig, model: ModelConfig) -> dict[str, FieldSpec]:
     labels = {name: spec for objective in config.objectives.values() for name, spec in objective.input_fields.items()}
     return {**model.inputs, **labels}
+
+
+def model_on_meta(config: RunConfig, model: ModelConfig) -> MultimodalTransformer:
+    """The run's model as it trains, without storage: what is frozen in it is marked."""
+    with torch.device("meta"):
+        built = MultimodalTransformer.create(model, config.objectives)
+        if config.finetune is not None:
+            prepare(built, config.finetune)
+    built.autocast_dtype = AUTOCAST[config.precision]
+    built.train()
+    return built
 
 
 def source_facts(sources: Sequence[Source]) -> list[SourceFacts]:

@@ -37,6 +37,7 @@ class _Flags:
     save: float
     evaluate: float
     stacks: float
+    written: float
     digest_high: float
     digest_low: float
 
@@ -72,15 +73,17 @@ class Reporter:
         trace_samples: bool,
         device: torch.device,
         count_flops: Callable[[], Utilization] = Utilization,
+        has_written: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`count_flops` is called once, on the main rank, when the first steps are over."""
+        """`count_flops` is called once, on the main rank, when the first steps are over; `has_written` after every
+        step: whether this rank has written its part of a checkpoint under way."""
         self.global_batch = global_batch
         self.requests = requests
         self.trace_samples = trace_samples
         self.device = device
         self.utilization = Utilization()
         """Nothing until it was counted."""
-        self._count_flops = count_flops
+        self._count_flops, self._has_written = count_flops, has_written
         self._reported = 0
         self.spikes = SpikeMeter()
         """What came before the step; whoever goes on from another step sets it."""
@@ -128,6 +131,7 @@ class Reporter:
             keys=tuple(key for part in gather_objects(keys) for key in part) if gather_keys else (),
             skips=tuple(skip for part in gather_objects(skips) for skip in part) if flags.skips else (),
             digest=of_halves(flags.digest_high, flags.digest_low),
+            checkpoint_written=flags.written == world_size(),
             stop_requested=flags.stop > 0,
             save_requested=flags.save > 0,
             evaluate_requested=flags.evaluate > 0,
@@ -143,6 +147,7 @@ class Reporter:
             asked.save(),
             asked.evaluate(),
             asked.stacks(),
+            self._has_written(),
             *halves(joined(batch.digest for batch in batches)),
         ]
         times = torch.zeros(2, world_size(), dtype=torch.float64)

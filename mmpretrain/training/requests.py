@@ -4,7 +4,6 @@ Enter: signals to any rank, files that the main rank sees. Leave: flags, read on
 the reporter's one collective; and on SIGUSR2, at once, the stacks of all threads, even of a rank that hangs.
 """
 
-import ctypes
 import faulthandler
 import os
 import signal
@@ -13,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 
 from mmpretrain.core import run_files
+from mmpretrain.training.file_writer import die_with
 from mmpretrain.training.run_folder import RunFolder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
 
 
 class Requests:
@@ -76,7 +75,4 @@ def answer_stack_requests(run: Path, rank: int) -> None:
 def die_with_parent() -> None:
     """Have the kernel kill this rank when the torchrun that started it dies, so that none is left holding a GPU."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_with(os.getppid())

@@ -8,7 +8,7 @@ import errno
 import logging
 
 from mmpretrain.config import RunConfig
-from mmpretrain.core.errors import ClusterError, MMPretrainError, Preempted
+from mmpretrain.core.errors import ClusterError, DivergenceError, MMPretrainError, Preempted
 from mmpretrain.core.ranks import world_from_env
 from mmpretrain.training.build import Run, build, go_back, parts_from
 from mmpretrain.training.loop import fit
@@ -75,6 +75,9 @@ def _fit_past_spikes(run: Run) -> int:
             return fit(parts)
         except RollBack as spike:
             parts = go_back(run, spike)
+        except DivergenceError:  # which every rank raises after the same step
+            run.saver.settle()
+            raise
 
 
 def _end_fatally(folder: RunFolder, run: Run | None, error: MMPretrainError) -> None:

@@ -112,11 +112,29 @@ class RunFolder:
     @contextmanager
     def phase(self, name: Phase, step: int) -> Iterator[None]:
         """Say that the main rank saves or evaluates, and afterwards that it steps again: each has its time limit."""
-        begun = time.monotonic()
         self._beat(replace(self._heartbeat, step=step, phase=name))
         yield
-        save_s = time.monotonic() - begun if name == "save" else self._heartbeat.save_s
-        self._beat(replace(self._heartbeat, phase="step", save_s=save_s))
+        self._beat(replace(self._heartbeat, phase="step"))
+
+    def note_save(self, seconds: float) -> None:
+        """What a checkpoint takes where it is waited for; the next heartbeat tells it."""
+        self._heartbeat = replace(self._heartbeat, save_s=seconds)
+
+    def note_checkpoint(self, step: int, event: str, **more: object) -> None:
+        """A row of `checkpoints.jsonl`."""
+        with (self.path / run_files.CHECKPOINT_EVENTS).open("a") as file:
+            file.write(json.dumps({"step": step, "event": event, "time": time.time()} | more) + "\n")
+
+    def uploaded_steps(self) -> set[int]:
+        """Checkpoints that were uploaded, as `checkpoints.jsonl` says, and not written again since."""
+        path, found = self.path / run_files.CHECKPOINT_EVENTS, set[int]()
+        for line in path.read_text().split("\n")[:-1] if path.exists() else ():
+            row = json.loads(line)
+            if row["event"] == "uploaded":
+                found.add(row["step"])
+            elif row["event"] == "valid":
+                found.discard(row["step"])
+        return found
 
     def rewind(self, step: int, position: int) -> None:
         """Drop what an attempt that went further than its last checkpoint wrote of later steps: rows past `step` of its

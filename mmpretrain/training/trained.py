@@ -16,12 +16,13 @@ from mmpretrain.config import RunConfig
 from mmpretrain.core.config import load_config
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.fast_tokenizer import load_tokenizer
+from mmpretrain.core.run_files import CONFIG, MANIFEST
 from mmpretrain.core.types import Codec
 from mmpretrain.models.config import resolve
 from mmpretrain.models.lora import add_adapters, merge_adapters
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training.checkpoint import find_newest_valid
-from mmpretrain.training.manifest import Position, read_manifest, read_weights
+from mmpretrain.training.manifest import Position, damage, read_manifest, read_weights
 from mmpretrain.training.parts import build_codecs
 
 
@@ -44,7 +45,10 @@ def open_trained(path: Path, overrides: tuple[str, ...] = (), averaged: bool = F
     """Open a run or checkpoint; `overrides` change the recorded config, e.g. its evaluation. `averaged` takes the
     moving average of the weights. Communicates."""
     checkpoint, run_dir = _locate(path)
-    config = load_config(RunConfig, checkpoint / "config.yaml", overrides)
+    manifest = read_manifest(checkpoint)
+    if fault := damage(checkpoint, manifest, manifest.files.keys() & {CONFIG}):
+        raise CheckpointError(f"{checkpoint}: {fault}")
+    config = load_config(RunConfig, checkpoint / CONFIG, overrides)
     name = config.data.tokenizer.path or str(run_dir / "tokenizer")
     tokenizer = load_tokenizer(name) if "text" in config.data.codecs else None
     model_config = resolve(config.model, None if tokenizer is None else tokenizer_facts(tokenizer))
@@ -59,7 +63,7 @@ def open_trained(path: Path, overrides: tuple[str, ...] = (), averaged: bool = F
         model=model,
         codecs=build_codecs(config, model_config, name),
         tokenizer=None if tokenizer is None else Path(name),
-        position=read_manifest(checkpoint).position,
+        position=manifest.position,
         run_dir=run_dir,
         averaged=averaged,
     )
@@ -67,7 +71,7 @@ def open_trained(path: Path, overrides: tuple[str, ...] = (), averaged: bool = F
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is one checkpoint."""
-    return (path / "manifest.json").is_file() and (path / "config.yaml").is_file()
+    return (path / MANIFEST).is_file() and (path / CONFIG).is_file()
 
 
 def is_run(path: Path) -> bool:

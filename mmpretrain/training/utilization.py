@@ -15,8 +15,7 @@ from mmpretrain.core.accelerators import TERA, peak_flops
 from mmpretrain.core.types import Codec
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.flops import training_flops
-from mmpretrain.models.multimodal import MultimodalTransformer
-from mmpretrain.models.trained_parts import prepare
+from mmpretrain.training.parts import model_on_meta
 from mmpretrain.training.ranks import device_name
 
 log = logging.getLogger(__name__)
@@ -47,11 +46,7 @@ def utilization(
     fields = {name: spec for codec in codecs.values() for name, spec in codec.fields.items()}
     try:
         with torch.random.fork_rng(devices=[]):  # a run's random streams go on as if nothing had been counted
-            with torch.device("meta"):
-                model = MultimodalTransformer.create(model_config, config.objectives)
-                if config.finetune is not None:
-                    prepare(model, config.finetune)
-            flops = training_flops(model, fields)
+            flops = training_flops(model_on_meta(config, model_config), fields)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as fault:
         log.warning("the model's FLOPs could not be counted, so MFU is not told: %s", str(fault).partition("\n")[0])
         return Utilization()

@@ -4,11 +4,12 @@ Enter: a folder. Leave: per case, losses and full weights in the folder, written
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from partitioned import engine_options
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.fragments import KEYS
 from mmpretrain.training.manifest import Position
+from mmpretrain.training.saving import begin
+from mmpretrain.training.snapshot import Snapshot
 
 GLOBAL_BATCH = 48
 STEPS = 10
@@ -52,7 +55,7 @@ MODEL: dict[str, Any] = {
 MLM = {"kind": "mlm", "condition_on": ["image"], "probability": 0.3, "weight": 0.5}
 MAE = {"kind": "mae", "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 4, "weight": 0.25}
 OBJECTIVES = {
-    "spanning": {"itc": {"kind": "infonce", "weight": 0.5}, "mlm": MLM, "mim": MAE},
+    "spanning": {"itc": {"kind": "infonce", "weight": 0.5}, "mlm": MLM},
     "rows": {"mlm": MLM, "mim": MAE},
     "features": {
         "itc": {"kind": "infonce", "weight": [{"from_step": 0, "weight": 1.0}, {"from_step": 2, "weight": 0.25}]},
@@ -82,6 +85,7 @@ CACHING = {"model": {"embed_dim": 32} | DROPPING, "optimizer": {"lr": LR, "clip_
 ACCUMULATIONS = {"spanning": [1, 2, 4], "rows": [4]}
 """Without accumulation the two kinds take the same way."""
 
+OPTION_STEPS = 3
 OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
     "plain": ([0], {}),
     "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": "block"}}),
@@ -91,7 +95,9 @@ OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
 }
 
 
-def run_config(objectives: str, stage: int, micro: int, **changes: object) -> RunConfig:
+def run_config(
+    objectives: str, stage: int, micro: int, engine: Mapping[str, object] | None = None, **changes: object
+) -> RunConfig:
     return RunConfig.model_validate(
         {
             "output": "unused",
@@ -100,6 +106,7 @@ def run_config(objectives: str, stage: int, micro: int, **changes: object) -> Ru
             "zero_stage": stage,
             "global_batch_size": GLOBAL_BATCH,
             "micro_batch_size": micro,
+            "engine": engine_options(stage, **(engine or {})),
             "model": MODEL,
             "objectives": OBJECTIVES[objectives],
             "optimizer": {"lr": LR, "clip_grad_norm": 1.0, "weight_decay": 0.1, "eps": 1e-6},
@@ -182,7 +189,7 @@ def full_state(engine: Engine, keys: tuple[str, ...] = EVERYTHING) -> dict[str, 
 
 
 def engines(
-    objectives: str, accumulations: list[int], stages: list[int], **changes: object
+    objectives: str, accumulations: list[int], stages: list[int], **changes: Any
 ) -> Iterator[tuple[str, Engine]]:
     for stage in stages:
         for accumulation in accumulations:
@@ -222,9 +229,9 @@ def options(folder: Path) -> None:
     """Activation checkpointing and CPU offload change memory, not numbers; bf16 is the same at every stage."""
     for name, (stages, changes) in OPTIONS.items():
         for case, engine in engines("spanning", [2], stages, **changes):
-            losses = train(engine, range(5))
-            state = full_state(engine)
-            checkpoint.save(engine, folder / name / case, Position(5, 5 * GLOBAL_BATCH, "d"), "seed: 0\n")
+            losses = train(engine, range(OPTION_STEPS))
+            state, position = full_state(engine), Position(OPTION_STEPS, OPTION_STEPS * GLOBAL_BATCH, "d")
+            checkpoint.save(engine, folder / name / case, position, "seed: 0\n")
             restored = next(engines("spanning", [2], [engine.stage], **changes))[1]
             checkpoint.load(restored, folder / name / case)
             assert all(torch.equal(value, state[key]) for key, value in full_state(restored).items()), (name, case)
@@ -232,13 +239,16 @@ def options(folder: Path) -> None:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Five steps at these ranks and ZeRO-2, a checkpoint, and the five steps after it."""
+    """Five steps at these ranks and ZeRO-2, a checkpoint, and ten steps while it is written."""
     for _, engine in engines("spanning", [1], [2], **AVERAGED):
         train(engine, range(5))
         position = Position(step=5, samples=5 * GLOBAL_BATCH, data_hash="d")
-        checkpoint.save(engine, folder / "checkpoints", position, "seed: 0\n")
+        saving = begin(engine, Snapshot(), folder / "checkpoints", position, "seed: 0\n")
         state = full_state(engine)
-        leave_results(folder, "written", train(engine, range(5, 10)), state)
+        losses = train(engine, range(5, 15))
+        assert checkpoint.find_newest_valid(folder / "checkpoints") == (None, None)
+        saving.finish()
+        leave_results(folder, "written", losses, state)
 
 
 def read_checkpoint(folder: Path) -> None:
@@ -247,7 +257,7 @@ def read_checkpoint(folder: Path) -> None:
         position = checkpoint.load(engine, folder / "checkpoints")
         assert position is not None and position.step == 5
         state = full_state(engine)
-        leave_results(folder, f"read-{case}", train(engine, range(5, 10)), state)
+        leave_results(folder, f"read-{case}", train(engine, range(5, 15)), state)
 
 
 def nan_on_one_rank(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from evaluation_cases import FOUR, OBJECTIVES, build_model, context_of, sounds_and_videos, tasks
+from partitioned import engine_options
 from tiny_model import rows_of
 
 from mmpretrain.config import RunConfig
@@ -29,6 +30,7 @@ def run_config(stage: int) -> RunConfig:
             "steps": 4,
             "precision": "fp32",
             "zero_stage": stage,
+            "engine": engine_options(stage),
             "global_batch_size": 8,
             "micro_batch_size": 4,
             "model": FOUR,

@@ -13,6 +13,7 @@ import torch
 import webdataset
 from engine_cases import full_state, leave_results
 from media import counting_frames, recording, tone, video
+from partitioned import engine_options
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -66,6 +67,7 @@ def run_config(folder: Path, stage: int, micro: int) -> RunConfig:
             "seed": 3,
             "precision": "fp32",
             "zero_stage": stage,
+            "engine": engine_options(stage),
             "global_batch_size": GLOBAL_BATCH,
             "micro_batch_size": micro,
             "model": {

@@ -52,7 +52,7 @@ def test_muon_on_parts_of_matrices_trains_as_torch_does_on_whole_ones(
 @pytest.fixture(scope="module")
 def plain_muon() -> list[float]:
     """One process, torch's own optimizers."""
-    return train_plainly("spanning", 5, optimizers=_muon_and_adamw)[0]
+    return train_plainly("spanning", cases.OPTION_STEPS, optimizers=_muon_and_adamw)[0]
 
 
 def _muon_and_adamw(model: MultimodalTransformer) -> list[torch.optim.Optimizer]:

@@ -17,7 +17,7 @@ from launch import TIMEOUT_S, environment, run_module, run_ranks, torchrun_comma
 
 from data_pipeline.make import make
 
-STEPS, GLOBAL_BATCH, SAMPLES = 40, 24, 96
+STEPS, GLOBAL_BATCH, SAMPLES = 28, 24, 96
 EPOCH = SAMPLES // GLOBAL_BATCH
 CONFIG = f"""
 steps: {STEPS}
@@ -105,13 +105,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     names = ("uninterrupted", "killed", "at_1_rank", "at_4_ranks")
     outputs = {name: folder / name for name in names}
-    train(folder, outputs["uninterrupted"], ranks=2, workers=1)
-    train_until_killed(folder, outputs["killed"], kill_at=random.randrange(9, 24))
+    train(folder, outputs["uninterrupted"], ranks=2, workers=0)
+    train_until_killed(folder, outputs["killed"], kill_at=random.randrange(9, 18))
     for name in ("at_1_rank", "at_4_ranks"):
         shutil.copytree(outputs["killed"], outputs[name])
     train(folder, outputs["killed"], ranks=2, workers=2)
-    train(folder, outputs["at_1_rank"], ranks=1, workers=0)
-    train(folder, outputs["at_4_ranks"], ranks=4, workers=1)
+    train(folder, outputs["at_1_rank"], ranks=1, workers=1)
+    train(folder, outputs["at_4_ranks"], ranks=4, workers=0)
     return outputs
 
 

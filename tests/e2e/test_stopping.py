@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from command_line import Process, Project, losses_of, start_cold, wait_until
 
-STEPS = 150
+STEPS = 100
 
 
 def some_steps_done(project: Project) -> bool:

@@ -108,6 +108,21 @@ def test_fragments_serve_a_run_file_anywhere(size: str, engine: str, tmp_path: P
             ["checkpoint.every=200", "checkpoint.keep_every=300"],
             "300 is not a multiple of checkpoint.every 200, so some would never be",
         ),
+        (
+            ["checkpoint.keep_best={metric: val/x, mode: max}", "evaluation.every=0"],
+            "of evaluation.every 0 and checkpoint.every 300 follows that what is measured is not what is saved; set",
+        ),
+        (
+            [
+                "checkpoint={every: 4, keep_best: {metric: val/x, mode: max}}",
+                "evaluation={every: 6, tasks: {retrieval: {kind: retrieval}}}",
+            ],
+            "of evaluation.every 6 and checkpoint.every 4 follows that what is measured is not what is saved; set",
+        ),
+        (["checkpoint.keep_best={metric: train/loss, mode: least}"], "saw 'least' (text), expected 'max' or 'min'"),
+        (["checkpoint.upload=runs/copies"], "'runs/copies' is no folder of an object store (s3://, gs://, gcs://); wr"),
+        (["checkpoint.upload=https://host/x"], "'https://host/x' is no folder of an object store"),
+        (["checkpoint.upload=s3://key:word@bucket/x"], "names credentials, which every copy of the config shows"),
         (["optimizer.betas=[0.9, 1.0]"], "saw [0.9, 1.0], expected two numbers from 0 to below 1"),
         (["schedule={kind: constant, final_fraction: 0.5}"], "a constant schedule does not decay; remove it or use"),
         (

@@ -21,15 +21,16 @@ from mmpretrain.config import configs_folder, load_run_config
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.models.stand_ins import make_batch, make_fake
 from mmpretrain.planning.communication import Bandwidth, Network, messages
 from mmpretrain.planning.machines import MACHINES, machine_named
 from mmpretrain.planning.memory import GIB, setting_of, step_memory
 from mmpretrain.planning.plan import plan_of, share_batch
 from mmpretrain.planning.recorder import Collective, Operation, Recorder, Work
-from mmpretrain.planning.stand_ins import build_model, make_batch, make_fake, resolve_model
+from mmpretrain.planning.stand_ins import resolve_model
 from mmpretrain.planning.step_time import model_flops, work_seconds
 from mmpretrain.planning.workload import measure, measure_encoding
-from mmpretrain.training.parts import batch_fields
+from mmpretrain.training.parts import batch_fields, model_on_meta
 
 H100 = MACHINES["h100"]
 
@@ -93,7 +94,7 @@ def test_a_step_in_chunks_is_its_chunks_and_one_loss():
     run = case("stage 2, bf16, three chunks before one loss")
     pieces = measure(run, alone(run), "cpu")
     resolved = resolve_model(run).config
-    model = build_model(run, resolved)
+    model = model_on_meta(run, resolved)
     with FakeTensorMode():
         make_fake(model)
         batches = [make_batch(batch_fields(run, resolved), run.micro_batch_size) for _ in range(3)]
@@ -109,7 +110,7 @@ def test_a_step_in_chunks_is_its_chunks_and_one_loss():
 def test_a_published_architecture_takes_its_known_flops():
     """Forward and backward of a pair at 77 words: open_clip's model_profile.csv, its backward twice its forward."""
     run = config("clip-vit-l14")
-    model = build_model(run, run.model)
+    model = model_on_meta(run, run.model)
     with FakeTensorMode():
         make_fake(model)
         encoding, _ = measure_encoding(model, make_batch(batch_fields(run, run.model), 2), checkpointed=False)

@@ -234,7 +234,7 @@ def test_a_list_leads_nowhere_else(tmp_path: Path, faults: Faults, line: str) ->
 
 def test_a_missing_client_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ConfigError, match=r"reading gs:// shards needs gcsfs, .*; run pip install 'mmpretrain\[gcs\]'"):
+    with pytest.raises(ConfigError, match=r"of gs:// URLs needs gcsfs, .*; run pip install 'mmpretrain\[gcs\]'"):
         resolve_shards(["gs://bucket/set"], cache(tmp_path))
 
 

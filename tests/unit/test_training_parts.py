@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from mmpretrain.config import RunConfig, configs_folder, load_run_config
+from mmpretrain.config_checkpoint import CheckpointConfig
 from mmpretrain.core.errors import CheckpointError, ClusterError, ConfigError, DivergenceError
 from mmpretrain.core.run_files import read_heartbeat
 from mmpretrain.core.types import StepReport
+from mmpretrain.tracking.record import Figure
 from mmpretrain.training.engine import check_precision, deepspeed_config
 from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict, WarnBelow
-from mmpretrain.training.manifest import read_manifest, retain
+from mmpretrain.training.manifest import read_manifest
 from mmpretrain.training.optimizer import GuardedAdamW, parameter_groups
 from mmpretrain.training.ranks import on_main
+from mmpretrain.training.retention import retain
 from mmpretrain.training.run_folder import RunFolder
 from mmpretrain.training.schedule import learning_rate
 
@@ -138,15 +141,54 @@ def test_a_figure_below_its_floor_is_told_once(caplog: pytest.LogCaptureFixture)
 def test_retention_keeps_the_newest_and_the_milestones(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         (tmp_path / f"step-{step:08d}").mkdir()
-    retain(tmp_path, keep_last=2, keep_every=30)
-    assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == [30, 60, 70]
+    retain(tmp_path, 70, CheckpointConfig(every=10, keep_last=2, keep_every=30), {})
+    assert steps_in(tmp_path) == [30, 60, 70]
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [int(path.name[5:]) for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("max", [20, 40, 70]), ("min", [10, 30, 70])])
+def test_retention_keeps_the_best_of_those_that_were_measured(tmp_path: Path, mode: str, kept: list[int]) -> None:
+    for step in range(10, 80, 10):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    rules = CheckpointConfig.model_validate(
+        {"every": 10, "keep_last": 1, "keep_best": {"metric": "val/i2t_r@1", "mode": mode, "count": 2}}
+    )
+    retain(tmp_path, 70, rules, {10: 0.1, 20: 0.5, 30: 0.1, 40: 0.9, 35: 7.0, 50: 0.3})
+    assert steps_in(tmp_path) == kept
+
+
+def test_retention_never_deletes_the_newest_valid_one_nor_one_that_is_read(tmp_path: Path) -> None:
+    """Steps 80 and 90 are damaged: the run passed them over and comes from 60."""
+    for step in (50, 60, 70, 80, 90):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    (tmp_path / ".step-00000030.removed").mkdir()
+    (tmp_path / ".step-00000085.partial").mkdir()
+    retain(tmp_path, 70, CheckpointConfig(every=10, keep_last=1), {}, in_use=[50])
+    assert steps_in(tmp_path) == [50, 70, 80, 90]
+
+
+def test_a_figure_is_followed_through_returns_and_torn_lines(tmp_path: Path) -> None:
+    followed, path = Figure(tmp_path, "val/x"), tmp_path / "metrics.jsonl"
+    assert followed.read() == {}
+
+    def row(step: int, **metrics: float | None) -> str:
+        return json.dumps({"step": step, "samples": step, "attempt": 0, "time": 0.0} | metrics) + "\n"
+
+    path.write_text("".join(row(n, **{"train/loss": 1.0}) + row(n, **{"val/x": n / 10}) for n in (1, 2, 3)) + '{"st')
+    assert followed.read() == {1: 0.1, 2: 0.2, 3: 0.3}
+    with path.open("a") as file:
+        file.write("\n" + row(2, **{"train/loss": 1.0}) + row(2, **{"val/x": None}) + row(4, **{"val/x": 7.0}))
+    assert followed.read() == {1: 0.1, 4: 7.0}
 
 
 def test_a_manifest_of_another_format_or_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no readable manifest"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads format 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads format 2"):
         read_manifest(tmp_path)
 
 
