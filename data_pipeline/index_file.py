@@ -34,6 +34,9 @@ _OF_MEMBERS: dict[str, type[np.integer]] = {
     "member_size": np.int64,
 }
 _COLUMNS = _OF_SAMPLES | _OF_MEMBERS | {"key_bytes": np.uint8}
+_CHECKED = ("offset", "length", "member_end", "key_end", "member_offset", "member_size", "member_extension")
+
+Int64s = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,32 +88,31 @@ def _fits(columns: Mapping[str, Array], extensions: int, shard_bytes: int) -> bo
     lengths = {len(columns[name]) for name in _OF_SAMPLES}, {len(columns[name]) for name in _OF_MEMBERS}
     if any(len(found) > 1 for found in lengths):
         return False
-    offset, length, member_end = (columns[name].astype(np.int64) for name in ("offset", "length", "member_end"))
-    if not _rises_to(member_end, len(columns["member_size"])) or not _lies_in(offset, length, shard_bytes):
+    offset, length, member_end, key_end, begin, size, extension = (columns[name].astype(np.int64) for name in _CHECKED)
+    if not _rises_to(member_end, len(size)) or not _lies_in(offset, length, shard_bytes):
         return False
     room = np.repeat(length, np.diff(member_end, prepend=0))
-    begin, size, extension = (columns[f"member_{name}"] for name in ("offset", "size", "extension"))
     return (
         bool((length <= MAX_SAMPLE_BYTES).all())
         and _lies_in(begin, size, room)
         and bool(((extension >= 0) & (extension < extensions)).all())
-        and _are_keys(columns["key_bytes"], columns["key_end"])
+        and _are_keys(columns["key_bytes"].astype(np.uint8, copy=False), key_end)
     )
 
 
-def _rises_to(ends: Array, total: int) -> bool:
+def _rises_to(ends: Int64s, total: int) -> bool:
     """Whether these ends cut `total` things into parts."""
     if not len(ends):
         return total == 0
     return int(ends[0]) >= 0 and int(ends[-1]) == total and bool((ends[1:] >= ends[:-1]).all())
 
 
-def _lies_in(begin: Array, size: Array, room: int | NDArray[np.int64]) -> bool:
+def _lies_in(begin: Int64s, size: Int64s, room: int | Int64s) -> bool:
     """Whether ranges lie within so many bytes; written so that no sum can overflow."""
     return bool(((begin >= 0) & (size >= 0) & (begin <= room) & (size <= room - begin)).all())
 
 
-def _are_keys(key_bytes: Array, ends: Array) -> bool:
+def _are_keys(key_bytes: NDArray[np.uint8], ends: Int64s) -> bool:
     """Whether the bytes are keys of UTF-8, each whole, without control characters."""
     if not _rises_to(ends, len(key_bytes)):
         return False

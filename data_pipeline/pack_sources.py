@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow
 import pyarrow.parquet
 
-from mmpretrain.core.captions import usable_text
+from mmpretrain.core.captions import usable_texts
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
 from mmpretrain.core.folders import leads_out
 from mmpretrain.core.json_text import parse_json
@@ -204,9 +204,7 @@ def choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str]
 
 def _captions_in(value: object, table: Path, number: int, column: str) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(caption, str) for caption in values):
-        raise DataError(f"{table}: row {number}, column {column!r} is neither text nor a list of text: {value!r}")
     try:
-        return [usable_text(caption) for caption in values if caption.strip()]
+        return usable_texts(values, f"what stands there is neither text nor a list of text: {value!r}")
     except SampleError as error:
         raise DataError(f"{table}: row {number}, column {column!r}: {error}") from error

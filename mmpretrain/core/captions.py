@@ -8,7 +8,7 @@ JSON that is not an object, captions that are not text, too long, or hold half a
 in `.json` under a key of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmpretrain.core.errors import SampleError
 from mmpretrain.core.json_text import parse_json
@@ -16,6 +16,7 @@ from mmpretrain.core.json_text import parse_json
 TEXT_EXTENSION = "txt"
 METADATA_EXTENSION = "json"
 CAPTION_EXTENSIONS = frozenset({TEXT_EXTENSION, METADATA_EXTENSION})
+_NOT_CAPTIONS = "the captions in .json are not a list of text"
 MAX_CHARACTERS = 1_000_000
 """Of one text: a long book's, which a tokenizer reads in a second."""
 MAX_BYTES = 16 << 20
@@ -32,9 +33,9 @@ def captions_of(members: Mapping[str, bytes]) -> list[str]:
         captions = [metadata["caption"]]
     if captions is None:
         return []
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise SampleError("the captions in .json are not a list of text")
-    return [usable_text(caption) for caption in captions if caption.strip()]
+    if not isinstance(captions, list):
+        raise SampleError(_NOT_CAPTIONS)
+    return usable_texts(captions, _NOT_CAPTIONS)
 
 
 def texts_of(members: Mapping[str, bytes], key: str | None) -> list[str]:
@@ -43,8 +44,14 @@ def texts_of(members: Mapping[str, bytes], key: str | None) -> list[str]:
         return captions_of(members)
     found = _metadata(members[METADATA_EXTENSION]).get(key) if METADATA_EXTENSION in members else None
     texts = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(isinstance(text, str) for text in texts):
-        raise SampleError(f"what .json holds under {key!r} is neither text nor a list of text")
+    return usable_texts(texts, f"what .json holds under {key!r} is neither text nor a list of text")
+
+
+def usable_texts(values: Sequence[object], otherwise: str) -> list[str]:
+    """Those that are not blank; SampleError, which says `otherwise`, where some are no text."""
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
+        raise SampleError(otherwise)
     return [usable_text(text) for text in texts if text.strip()]
 
 

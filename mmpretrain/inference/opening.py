@@ -5,6 +5,7 @@ Refused: folders that hold none of these, another library's model, damaged files
 """
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,8 @@ from mmpretrain.inference.processor import Processor
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
 from mmpretrain.models.published import check_published
 from mmpretrain.models.quiet import no_progress_bar
+
+Loaded = tuple[MultimodalTransformer, dict[str, list[str]]]
 
 
 def load(source: str | Path, device: str | None = None) -> Model:
@@ -43,8 +46,11 @@ def _published(path: Path, device: torch.device) -> Model:
     check_published(path)
     try:
         with no_progress_bar():
-            network, found = MultimodalTransformer.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            network, found = cast(
+                Loaded,
+                MultimodalTransformer.from_pretrained(
+                    path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                ),
             )
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the weights of {path} cannot be loaded: {error}") from error

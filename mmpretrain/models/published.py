@@ -8,6 +8,7 @@ describes more than its weights hold, which would be made up and take all memory
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -23,7 +24,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 MAX_DEPTH, MAX_NUMBER = 1000, 100_000_000
 """Layers of a part, and any number at all: more than any model has, and few enough to count the weights that follow."""
 
-Json = Mapping[str, object]
+Json = Mapping[str, Any]
 
 
 def check_published(folder: Path) -> None:

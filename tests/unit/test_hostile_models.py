@@ -264,3 +264,26 @@ def test_a_parent_whose_weights_are_a_pickle_runs_nothing(tmp_path: Path, monkey
     with pytest.raises(CheckpointError, match="its weights cannot be read"):
         open_pretrained(str(tmp_path), {})
     assert not (tmp_path / "owned").exists()
+
+
+def test_what_lies_outside_a_folder_is_not_embedded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    write(tmp_path / "secret.txt", "a secret")
+    (inputs / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (inputs / "b.png").write_bytes(PICTURE)
+    table = write_lines(tmp_path / "texts.jsonl", '{"text": "a dog"}', '{"text": "\\ud800"}')
+    out, again = tmp_path / "e.parquet", tmp_path / "t.parquet"
+    with only_within(tmp_path):
+        assert exit_code("embed", folder, inputs, "--out", out, "--max-bad", 0.5) == 0
+        assert exit_code("embed", folder, table, "--out", again, "--max-bad", 0.5) == 0
+    error = capsys.readouterr().err
+    assert "broken: a.txt: a.txt is a link that leads out of" in error and "it holds half of a character" in error
+    assert b"a secret" not in out.read_bytes()
+
+
+def write_lines(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
