@@ -177,7 +177,7 @@ class _Rows:
 
 def _rows_at(order: SampleOrder, first: int, count: int) -> _Rows:
     positions = np.arange(first, first + count)
-    sources, draws = order.mixture.assign(positions)
+    sources, draws = order.assign(positions)
     return _Rows(positions, sources, draws, order.samples_of(sources, draws))
 
 

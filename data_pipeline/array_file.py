@@ -10,6 +10,7 @@ multiple of 64 bytes, little-endian. The header holds a CRC-32 of the arrays, fo
 import json
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -19,10 +20,12 @@ from uuid import uuid4
 
 import numpy as np
 
+from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.types import Array
 
 _PREFIX = struct.Struct("<8sII")
 _ALIGN = 64
+_NUMBERS = re.compile(r"[<|][iu][1248]")
 
 Header = dict[str, Any]
 """JSON of whoever wrote the file."""
@@ -83,14 +86,22 @@ def read_arrays(content: bytes | mmap.mmap, magic: bytes) -> tuple[Header, dict[
     text = content[_PREFIX.size : body]
     if found != magic or zlib.crc32(text) != checksum:
         raise DamagedFile
-    header = json.loads(text)
-    layout, body_bytes = header.pop("arrays"), header.pop("body_bytes")
+    try:
+        header = parse_json(text)
+        layout, body_bytes = header.pop("arrays"), header.pop("body_bytes")
+        arrays = {name: _array(content, body, kind, offset, count) for name, kind, offset, count in layout}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise DamagedFile from error
     if len(content) != body + body_bytes:
         raise DamagedFile
-    arrays = {
-        name: np.frombuffer(content, np.dtype(kind), count, body + offset) for name, kind, offset, count in layout
-    }
     return header, arrays
+
+
+def _array(content: bytes | mmap.mmap, body: int, kind: str, offset: int, count: int) -> Array:
+    """One array; ValueError where it is of no plain numbers, or does not lie in the body."""
+    if not _NUMBERS.fullmatch(kind) or offset < 0 or count < 0:
+        raise ValueError(f"{count} times {kind} at {offset}")
+    return np.frombuffer(content, np.dtype(kind), count, body + offset)
 
 
 def fault_in(content: bytes, magic: bytes) -> str | None:

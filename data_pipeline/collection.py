@@ -21,12 +21,16 @@ from data_pipeline.index import ShardIndex, load_or_build_index
 from data_pipeline.remote import RemoteShard, Shard, fetch_indexes, patience_of
 from data_pipeline.stores import AbsentObject, read_whole
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.folders import is_plain_name
 from mmpretrain.core.types import Array
 
 COLLECTION = "collection.index"
 
 FEW_SHARDS = 1000
 """Local shards whose indexes are read when a run begins, which takes a second."""
+
+MAX_SAMPLES = 1 << 53
+"""Of all shards of a folder: numbers of samples stay below it, see order.py."""
 
 _MAGIC = b"MMPCOL01"
 
@@ -82,9 +86,9 @@ def load_collection(folder: Path) -> Collection | None:
     """That of a local folder; None where there is none of this version."""
     try:
         loaded = map_arrays(folder / COLLECTION, _MAGIC)
+        return None if loaded is None else _decode(*loaded)
     except DamagedFile as error:
         raise DataError(f"{folder / COLLECTION} is damaged; run `mmpretrain data index {folder}`") from error
-    return None if loaded is None else _decode(*loaded)
 
 
 def fetch_collection(folder: str, cache: CacheConfig) -> Collection | None:
@@ -93,8 +97,11 @@ def fetch_collection(folder: str, cache: CacheConfig) -> Collection | None:
         content = read_whole(f"{folder}/{COLLECTION}", patience_of(cache), lambda content: fault_in(content, _MAGIC))
     except AbsentObject:
         return None
-    loaded = read_arrays(content, _MAGIC)
-    return None if loaded is None else _decode(*loaded)
+    try:
+        loaded = read_arrays(content, _MAGIC)
+        return None if loaded is None else _decode(*loaded)
+    except DamagedFile as error:
+        raise DataError(f"{folder}/{COLLECTION} is damaged; make it anew with `mmpretrain data index`") from error
 
 
 def _collection_beside(shard: Shard) -> Collection | None:
@@ -129,15 +136,33 @@ def _by_name(kind: Kind) -> tuple[list[str], bool]:
 
 
 def _decode(header: Header, arrays: Mapping[str, Array]) -> Collection:
-    sets = [frozenset(Kind(frozenset(kind[:-1]), kind[-1]) for kind in kinds) for kinds in header["kinds"]]
-    joined = arrays["name_bytes"].tobytes()
-    ends = arrays["name_end"].tolist()
-    names = [joined[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
+    try:
+        sets = [frozenset(_kind(*told) for told in kinds) for kinds in header["kinds"]]
+        joined, ends = arrays["name_bytes"].tobytes(), arrays["name_end"].tolist()
+        names = [joined[begin:end].decode() for begin, end in zip([0, *ends], ends, strict=False)]
+        columns = zip(*(arrays[name].tolist() for name in ("samples", "bytes", "kinds", "version")), strict=True)
+        rows = list(zip(names, columns, strict=True))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFile from error
     for name in names:
-        if "/" in name or "\0" in name or name in ("", ".", ".."):
+        if not is_plain_name(name):
             raise DataError(f"{COLLECTION} names {name!r}, which is no file of its folder; make it again")
-    columns = zip(*(arrays[name].tolist() for name in ("samples", "bytes", "kinds", "version")), strict=True)
+    if any(min(numbers) < 0 or numbers[2] >= len(sets) for _, numbers in rows):
+        raise DamagedFile
+    if sum(numbers[0] for _, numbers in rows) >= MAX_SAMPLES:
+        raise DamagedFile
     return {
         name: Contents(samples, num_bytes, sets[kinds], f"{version:08x}")
-        for name, (samples, num_bytes, kinds, version) in zip(names, columns, strict=True)
+        for name, (samples, num_bytes, kinds, version) in rows
     }
+
+
+def _kind(*told: object) -> Kind:
+    """Extensions, then whether there are captions; ValueError where a file says anything else."""
+    *names, captioned = told
+    if not isinstance(captioned, bool):
+        raise ValueError(f"captioned is {captioned!r}")
+    extensions = frozenset(name for name in names if isinstance(name, str))
+    if len(extensions) != len(names):
+        raise ValueError(f"extensions are {names!r}")
+    return Kind(extensions, captioned)

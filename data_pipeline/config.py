@@ -43,6 +43,10 @@ class MixtureConfig(Config):
     """Name -> shards and weight."""
     changes: tuple[WeightChange, ...] = ()
     """Weights that change in mid-run, in the order in which they come into force."""
+    batches_by_length: PositiveInt = 1
+    """So many neighbouring global batches exchange samples, so that each holds texts of like length (characters of the
+    longest caption, from the indexes) and less of it is padding; a contrastive loss then tells apart texts of like
+    length. 1: samples stand where they are drawn."""
 
     @property
     def weights(self) -> dict[str, float]:

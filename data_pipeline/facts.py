@@ -5,13 +5,11 @@ the reader counts such a sample when it meets it, so nothing is refused here.
 """
 
 from collections.abc import Mapping
-from io import BytesIO
 from typing import NamedTuple
-
-from PIL import Image, UnidentifiedImageError
 
 from mmpretrain.core.captions import captions_of
 from mmpretrain.core.errors import SampleError
+from mmpretrain.core.image_bytes import opened_image
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 
 
@@ -35,8 +33,8 @@ def _image_size(members: Mapping[str, bytes]) -> tuple[int, int]:
     for extension, content in members.items():
         if extension in IMAGE_EXTENSIONS:
             try:
-                with Image.open(BytesIO(content)) as image:
+                with opened_image(content) as image:
                     return image.size
-            except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+            except SampleError:
                 return 0, 0
     return 0, 0

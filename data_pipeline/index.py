@@ -120,7 +120,7 @@ def read_index(shard: Shard) -> ShardIndex | None:
     """The saved index, whether or not it still describes the shard; None where there is none of this version."""
     if isinstance(shard, RemoteShard):
         with cached_index(shard) as path:
-            loaded = None if path is None else read_index_file(path)
+            loaded = None if path is None else read_index_file(path, shard.index_url)
     else:
         loaded = read_index_file(index_path(shard))
     return None if loaded is None else _from_file(shard, *loaded)

@@ -46,7 +46,7 @@ def build_loader(
     """
     patterns = {name: source.shards for name, source in config.train.sources.items()}
     sources = open_sources(patterns, codecs, wants_all=True, cache=config.cache)
-    order = order_of(config.train, sources, seed)
+    order = order_of(config.train, sources, seed, plan.global_batch)
     rows = RowMaker(SampleReader(sources), order, dict(codecs), config.verify_checksums)
     return Loader(MicroBatches(rows, plan, steps), start_step, config.workers, config.prefetch, config.cache)
 
@@ -188,7 +188,8 @@ class Loader:
             (source.name, [shard.name for shard in source.shards], source.ends.tolist()) for source in self.sources
         ]
         phases = [(phase.from_position, phase.pattern.per_period.tolist()) for phase in rows.order.mixture.phases]
-        return hashlib.sha256(repr((rows.order.seed, sources, phases)).encode()).hexdigest()[:16]
+        told = (rows.order.seed, sources, phases, *([rows.order.groups] if rows.order.groups else []))
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def _data_loader(self) -> DataLoader[Wire | MMPretrainError]:
         accumulation = self.micro_batches.plan.accumulation

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from data_pipeline.collection import contents_of, save_collection
 from data_pipeline.index import load_or_build_index
+from data_pipeline.limits import MAX_SAMPLE_BYTES
 from data_pipeline.pack_sources import Dropped, PackEntry, plan_entries, read_captions
 from data_pipeline.parallel import run_parallel
 from data_pipeline.part import Part
@@ -33,6 +34,7 @@ from data_pipeline.shard_writer import finish_shard, shard_paths, write_unfinish
 from data_pipeline.sniff import usable_extension
 from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 
 MANIFEST = "manifest.json"
@@ -170,7 +172,7 @@ def _open_packing(out: Path, plan: dict[str, object]) -> None:
     """Say what this folder will hold; refuse one that holds something else."""
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).exists():
-        found = json.loads((out / MANIFEST).read_text())["plan"]
+        found = _read_plan(out)
         changed = [name for name in plan if found.get(name) != plan[name]]
         if changed:
             raise ConfigError(
@@ -182,6 +184,16 @@ def _open_packing(out: Path, plan: dict[str, object]) -> None:
     if any(out.glob("*.tar")):
         raise ConfigError(f"{out} holds shards that `data pack` did not write; give another --out")
     _write_manifest(out, plan, None)
+
+
+def _read_plan(out: Path) -> dict[str, object]:
+    try:
+        plan = parse_json((out / MANIFEST).read_text())["plan"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{out / MANIFEST} is not what `data pack` wrote ({error}); give another --out") from error
+    if not isinstance(plan, dict):
+        raise ConfigError(f"{out / MANIFEST} is not what `data pack` wrote; give another --out")
+    return plan
 
 
 def _write_manifest(out: Path, plan: dict[str, object], summary: PackSummary | None, names: Sequence[str] = ()) -> None:
@@ -271,6 +283,9 @@ def _sample(folder: Path, resize: Resize | None, entry: PackEntry) -> dict[str, 
 def _media(path: Path) -> tuple[str, bytes]:
     """The true extension and the content of a file."""
     try:
+        size = path.stat().st_size
+        if size > MAX_SAMPLE_BYTES:
+            raise SampleError(f"the file has {size} bytes, more than the {MAX_SAMPLE_BYTES} that a sample may hold")
         content = path.read_bytes()
     except OSError as error:
         raise SampleError(f"the file cannot be read: {error.strerror}") from error

@@ -2,13 +2,12 @@
 
 Enter: the folder and a .csv, .tsv, .jsonl or .parquet with a column of file names and one of captions; perhaps further
 folders whose files join those of the same name, whatever their suffix. Leave: `PackEntry`s sorted by key, and the files
-that are named but absent. Refused: a table whose columns cannot be told, rows without a name, an empty table, further
-folders in which two files would join the same sample.
+that are named but absent, or lead out of the folder. Refused: a table whose columns cannot be told, rows without a
+name, an empty table, further folders in which two files would join the same sample or a link leads out.
 """
 
 import csv
 import itertools
-import json
 import re
 import zlib
 from collections import Counter
@@ -19,7 +18,10 @@ from pathlib import Path, PurePosixPath
 import pyarrow
 import pyarrow.parquet
 
-from mmpretrain.core.errors import ConfigError, DataError
+from mmpretrain.core.captions import usable_texts
+from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.folders import leads_out
+from mmpretrain.core.json_text import parse_json
 
 MEDIA_COLUMNS = ("image", "file_name", "filename", "file", "path", "image_path", "filepath", "media", "video", "audio")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "description")
@@ -93,6 +95,8 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
     """Name without suffix, relative to the folder -> the file."""
     files: dict[str, Path] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if leads_out(path, folder):
+            raise DataError(f"{path} is a link that leads out of {folder}; copy the file itself (cp -L), or remove it")
         other = files.setdefault(_name(path.relative_to(folder).as_posix()), path)
         if other != path:
             raise DataError(f"{other} and {path} would join the same sample; keep one of them in {folder}")
@@ -123,8 +127,14 @@ def safe_keys(paths: list[str]) -> list[str]:
 def _why_unusable(folder: Path, path: str, captions: list[str]) -> str | None:
     if path.startswith("/") or ".." in PurePosixPath(path).parts:
         return f"the name leads out of {folder}"
-    if not (folder / path).is_file():
+    try:
+        stands = (folder / path).is_file()
+    except OSError as error:
+        return f"the name cannot be looked up: {error.strerror}"
+    if not stands:
         return f"there is no such file in {folder}"
+    if leads_out(folder / path, folder):
+        return f"it is a link that leads out of {folder}; copy the file itself (cp -L)"
     return None if captions else "no row gives it a caption"
 
 
@@ -156,13 +166,13 @@ def _csv_rows(table: Path, delimiter: str) -> Iterator[Row]:
 
 
 def _jsonl_rows(table: Path) -> Iterator[Row]:
-    with table.open(encoding="utf-8") as file:
+    with table.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
+                row = parse_json(line)
+            except ValueError as error:
                 raise DataError(f"{table}: line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{table}: line {number} holds a {type(row).__name__}, not an object")
@@ -174,7 +184,7 @@ def _parquet_rows(table: Path) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(table) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{table} is no readable Parquet: {error}") from error
 
 
@@ -194,7 +204,7 @@ def choose_column(table: Path, row: Row, asked: str | None, known: Iterable[str]
 
 def _captions_in(value: object, table: Path, number: int, column: str) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
-    captions = [caption.strip() for caption in values if isinstance(caption, str)]
-    if len(captions) != len(values):
-        raise DataError(f"{table}: row {number}, column {column!r} is neither text nor a list of text: {value!r}")
-    return [caption for caption in captions if caption]
+    try:
+        return usable_texts(values, f"what stands there is neither text nor a list of text: {value!r}")
+    except SampleError as error:
+        raise DataError(f"{table}: row {number}, column {column!r}: {error}") from error

@@ -5,11 +5,10 @@ a grey tile that says why.
 """
 
 from collections.abc import Iterable, Iterator
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 
 from data_pipeline.index import ShardIndex, load_or_build_index
@@ -18,6 +17,7 @@ from data_pipeline.shards import resolve_shards
 from mmpretrain.core.captions import captions_of
 from mmpretrain.core.contact_sheet import TILE, Tile, draw_sheet, fitted, text_tile
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
+from mmpretrain.core.image_bytes import opened_image
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 
 
@@ -52,8 +52,8 @@ def _tiles(indexes: list[ShardIndex], samples: int) -> Iterator[Tile]:
 def _thumbnail(members: dict[str, bytes]) -> Image.Image:
     content = next(content for extension, content in members.items() if extension in IMAGE_EXTENSIONS)
     try:
-        with Image.open(BytesIO(content)) as image:
+        with opened_image(content) as image:
             image.draft("RGB", (TILE, TILE))
             return fitted(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return text_tile(f"cannot be decoded: {error}")
+    except SampleError as error:
+        return text_tile(str(error))

@@ -4,7 +4,6 @@ Enter: a URL. Leave: `RemoteShard`s, by name where a store is listed, else in th
 that no client reads, addresses that carry credentials, lists that lead elsewhere than to an object store.
 """
 
-import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from data_pipeline.config import CacheConfig
 from data_pipeline.remote import RemoteShard, patience_of
 from data_pipeline.stores import SCHEMES, list_folder, read_whole, scheme_of
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.json_text import parse_json
 
 _LISTS = (".txt", ".json")
 _HOW_TO_LIST = (
@@ -86,7 +86,7 @@ def _names_in(text: str, url: str) -> list[str]:
     if url.endswith(".txt"):
         lines = (line.strip() for line in text.splitlines())
         return [line for line in lines if line and not line.startswith("#")]
-    content = json.loads(text)
+    content = parse_json(text)
     names = content.get("names") if isinstance(content, dict) else content
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("neither a list of names nor a manifest with `names`")

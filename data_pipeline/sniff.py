@@ -4,12 +4,8 @@ Enter: the bytes of a media file. Leave: the extension that tells the truth. Ref
 known type, images that cannot be decoded to their last pixel.
 """
 
-import warnings
-from io import BytesIO
-
-from PIL import Image, UnidentifiedImageError
-
 from mmpretrain.core.errors import SampleError
+from mmpretrain.core.image_bytes import opened_image
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS, MEDIA_EXTENSIONS, sniff
 
 
@@ -29,9 +25,5 @@ def usable_extension(content: bytes) -> str:
 
 def decode_whole(content: bytes) -> None:
     """Decode every pixel of an image; SampleError says why that cannot be done."""
-    try:
-        with warnings.catch_warnings(), Image.open(BytesIO(content)) as image:
-            warnings.simplefilter("ignore")  # what Pillow warns of (odd EXIF, many pixels) does not stop a decoder
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SampleError(f"the image cannot be decoded: {' '.join(str(error).split())}") from error
+    with opened_image(content) as image:
+        image.load()

@@ -2,7 +2,8 @@
 
 Enter: the bytes of a plain tar (ustar, GNU long names, pax). Leave: `Member`s with their byte ranges, in file order,
 and `SampleGroup`s of neighbouring members. Refused, naming shard and byte: damaged headers, cut files, members that
-climb out, links, devices, pickles, samples whose members stand apart. `tarfile` ends quietly where a header is damaged.
+climb out, links, devices, sparse files, pickles, names with control characters, samples whose members stand apart.
+`tarfile` ends quietly where a header is damaged.
 """
 
 import mmap
@@ -13,17 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
+from data_pipeline.limits import CONTROL_CHARACTERS, MAX_HEADER_BYTES, MAX_SAMPLE_BYTES, PICKLE_EXTENSIONS
 from data_pipeline.remote import RemoteShard, Shard, downloaded
 from mmpretrain.core.errors import DataError
 
 BLOCK = 512
 MAX_TRAILING_ZEROS = 1 << 20
 """Tar pads to its record size, at most 1 MiB in practice; more zeros are a file whose copy never ended."""
-PICKLE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt"})
 
 # webdataset 1.0.2, tariterators.base_plus_ext and meta_regex: the rule other readers split names by
 _KEY_AND_EXTENSION = re.compile(r"^((?:.*/|)[^/.]+)[.]([^/]*)$", re.DOTALL)
 _META_MEMBER = re.compile(r"__[^/]*__($|/)")
+_SPARSE = b"GNU.sparse."
 _REGULAR = frozenset({b"0", b"\0", b"7"})
 _FOLDER = b"5"
 _ABOUT_OTHERS = frozenset({b"L", b"K", b"x", b"g"})
@@ -123,19 +125,31 @@ def walk_members(data: memoryview, shard: Shard) -> Iterator[Member]:
             what = f"member {name!r} should hold {size} bytes and the file ends after {left}: it was cut off"
             raise _fault(shard, position, what)
         position = payload + _padded(size)
-        if kind == b"L":
-            long_name = bytes(data[payload : payload + size]).rstrip(b"\0")
-            extended["path"] = _text(long_name, shard, start)
-        elif kind == b"x":
-            extended |= _pax_fields(bytes(data[payload : payload + size]), shard, start)
-        elif kind not in _ABOUT_OTHERS:
-            if kind in _REGULAR and not name.endswith("/"):
-                _refuse_unsafe(name, shard, start)
-                yield Member(name, start, payload, size)
-            elif kind not in _REGULAR and kind != _FOLDER:
-                what = _KINDS.get(kind, f"of unknown type {kind!r}")
-                raise _fault(shard, start, f"member {name!r} is {what}; only regular files are read")
-            start, extended = position, {}
+        if kind in _ABOUT_OTHERS:
+            if size > MAX_HEADER_BYTES:
+                what = f"a header about the member behind it holds {size} bytes, more than {MAX_HEADER_BYTES}"
+                raise _fault(shard, start, what)
+            extended |= _about_next(kind, bytes(data[payload : payload + size]), shard, start)
+            continue
+        if kind in _REGULAR and not name.endswith("/"):
+            _refuse_unsafe(name, shard, start)
+            yield Member(name, start, payload, size)
+        elif kind not in _REGULAR and kind != _FOLDER:
+            what = _KINDS.get(kind, f"of unknown type {kind!r}")
+            raise _fault(shard, start, f"member {name!r} is {what}; only regular files are read")
+        start, extended = position, {}
+
+
+def _about_next(kind: bytes, content: bytes, shard: Shard, start: int) -> dict[str, str]:
+    """What a header of these kinds says of the member behind it; a global one may say nothing that is used here."""
+    if kind == b"L":
+        return {"path": _text(content.rstrip(b"\0"), shard, start)}
+    if kind == b"K":
+        return {}
+    told = _pax_fields(content, shard, start)
+    if kind == b"g" and told:
+        raise _fault(shard, start, f"a global pax header gives all members one {' and '.join(told)}")
+    return told
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -168,6 +182,9 @@ def group_samples(
             first = found[split[1]]
             report(_fault(shard, member.start, _twice(key, split[1], first)))
             continue
+        if member.end - next(iter(found.values()), member).start > MAX_SAMPLE_BYTES:
+            report(_fault(shard, member.start, _too_large(key)))
+            continue
         found[split[1]] = member
     if found:
         yield SampleGroup(key, tuple(found.items()))
@@ -185,6 +202,10 @@ def _twice(key: str, extension: str, first: Member) -> str:
         f"key {key!r} holds .{extension} twice, first at byte {first.start}: a duplicate member; "
         f"give each sample a key of its own"
     )
+
+
+def _too_large(key: str) -> str:
+    return f"the members of key {key!r} hold more than {MAX_SAMPLE_BYTES} bytes, too many for one read; store less"
 
 
 def _raise(error: DataError) -> None:
@@ -216,7 +237,7 @@ def _member_size(header: bytes, extended: dict[str, str], shard: Shard, position
         return 0
     if "size" not in extended or header[156:157] in _ABOUT_OTHERS:
         return _number(header[124:136], shard, position)
-    if not extended["size"].isdigit():
+    if not (extended["size"].isascii() and extended["size"].isdigit() and len(extended["size"]) < 20):
         raise _fault(shard, position, f"a damaged pax header: size {extended['size']!r} is not a number")
     return int(extended["size"])
 
@@ -282,6 +303,8 @@ def _pax_fields(raw: bytes, shard: Shard, position: int) -> dict[str, str]:
         if at + length > len(raw) or not record.endswith(b"\n") or b"=" not in record:
             raise _fault(shard, position, "a damaged pax header; fetch or make the shard again")
         name, value = record[:-1].split(b"=", 1)
+        if name.startswith(_SPARSE):
+            raise _fault(shard, position, "the member is a sparse file; only regular files are read")
         if name in (b"path", b"size"):
             fields[name.decode()] = _text(value, shard, position)
         at += length
@@ -289,8 +312,10 @@ def _pax_fields(raw: bytes, shard: Shard, position: int) -> dict[str, str]:
 
 
 def _refuse_unsafe(name: str, shard: Shard, position: int) -> None:
-    if name.startswith("/") or "\0" in name:
+    if name.startswith("/"):
         raise _fault(shard, position, f"member {name!r} has an absolute name; such a shard is refused")
+    if CONTROL_CHARACTERS.search(name):
+        raise _fault(shard, position, f"member {name!r} has control characters in its name; such a shard is refused")
     if ".." in name.split("/"):
         raise _fault(shard, position, f"member {name!r} climbs out of its folder; such a shard is refused")
     extension = name.rpartition("/")[2].lower().split(".")[1:]

@@ -1,8 +1,7 @@
-"""Tokenizers in the Hugging Face format: trained from the texts of shards, or loaded by name.
+"""Tokenizers in the Hugging Face format, trained from the texts of shards.
 
-Enter: shards, or a folder or hub name. Leave: a folder that `AutoTokenizer.from_pretrained` reads, or the tokenizer and
-what a text tower must know of it. Refused: shards without captions, a vocabulary too small for all bytes, tokenizers
-that are missing, need code of their own, or lack a pad or an end token.
+Enter: shards. Leave: a folder that `AutoTokenizer.from_pretrained` reads; and of any tokenizer what a text tower must
+know of it. Refused: shards without captions, a vocabulary too small for all bytes.
 
 Ours is byte-level BPE on lower-cased text. `<pad>` is 0, and `<eos>` has the largest id, because CLIP and open_clip
 pool a text at its largest id.
@@ -77,24 +76,6 @@ def train_tokenizer(
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
     )
     return _save(tokenizer, out_dir)
-
-
-def load_tokenizer(name: str | Path, local_only: bool = False) -> "PreTrainedTokenizerFast":
-    """A local folder's or the hub's fast tokenizer; code of its own is never run. `local_only`: nothing is fetched."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds to import; workers do without
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_only)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"tokenizer {str(name)!r} cannot be loaded ({_first_line(error)}); give a folder that holds a "
-            f"tokenizer.json or a hub name, or leave data.tokenizer.path null to train one"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ConfigError(f"tokenizer {str(name)!r} has no fast (Rust) version, which is needed; choose one that has")
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(f"tokenizer {str(name)!r} has no pad token, which texts of a fixed length need; add one")
-    return tokenizer
 
 
 def tokenizer_facts(tokenizer: "PreTrainedTokenizerFast") -> TokenizerFacts:
@@ -178,7 +159,3 @@ def _save(tokenizer: Tokenizer, out_dir: Path) -> Path:
     unfinished.mkdir(parents=True)
     wrapped.save_pretrained(unfinished)
     return unfinished.rename(out_dir)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -1,7 +1,7 @@
 """The history of a run: one line for each attempt, written by whoever supervised it, and what to do after each.
 
 Enter: how an attempt ended. Leave: `history.jsonl`, and the decision to go on, queue again, or stop. Nothing here looks
-at exit codes: srun returns 0 after a kill and 1 after a good stop.
+at exit codes: srun returns 0 after a kill and 1 after a good stop. Refused: lines that are no attempt.
 """
 
 import json
@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from mmpretrain.core import run_files
+from mmpretrain.core.errors import ClusterError
+from mmpretrain.core.json_text import parse_json
 
 HISTORY = "history.jsonl"
 _OPEN = "attempt.json"
@@ -123,8 +125,8 @@ class History:
     def read(self) -> list[Attempt]:
         """Oldest first."""
         path = self.run / HISTORY
-        rows = path.read_text().splitlines() if path.is_file() else []
-        return [_attempt(json.loads(row)) for row in rows]
+        rows = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        return [_attempt(row, f"{path}:{number}") for number, row in enumerate(rows, 1)]
 
     def begin(self, nodes: Sequence[str], job: str) -> Attempt:
         """The next attempt; it stands in `launch/attempt.json` until it ends."""
@@ -141,7 +143,7 @@ class History:
 
     def current(self) -> Attempt | None:
         """The attempt that has begun and not ended."""
-        return _attempt(json.loads(self._open.read_text())) if self._open.is_file() else None
+        return _attempt(self._open.read_text(errors="replace"), str(self._open)) if self._open.is_file() else None
 
     def end_lost(self) -> None:
         """An attempt that another supervisor left open ended with that supervisor."""
@@ -168,10 +170,13 @@ class History:
         return replace(attempt, ended=ended, step=step, saved_step=saved)
 
 
-def _attempt(row: dict[str, object]) -> Attempt:
-    values = {name: value for name, value in row.items() if name in Attempt.__dataclass_fields__}
-    values["ending"], values["action"] = Ending(str(row["ending"])), Action(str(row["action"]))
-    nodes, bad_nodes = row["nodes"], row["bad_nodes"]
-    assert isinstance(nodes, list) and isinstance(bad_nodes, list)
-    values["nodes"], values["bad_nodes"] = tuple(nodes), tuple(bad_nodes)
-    return Attempt(**values)  # type: ignore[arg-type]
+def _attempt(row: str, place: str) -> Attempt:
+    try:
+        told = parse_json(row)
+        ending, action = Ending(told.pop("ending")), Action(told.pop("action"))
+        attempt = run_files.record_of(Attempt, told)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClusterError(f"{place} is no attempt that a launcher wrote ({error}); mend or remove the line") from error
+    if not 0 <= attempt.began <= run_files.LATEST_TIME or not 0 <= attempt.ended <= run_files.LATEST_TIME:
+        raise ClusterError(f"{place} is no attempt that a launcher wrote (its times are no times); remove the line")
+    return replace(attempt, ending=ending, action=action)

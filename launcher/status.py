@@ -28,7 +28,7 @@ _COLOURS = {
     "running": "green",
     "completed": "cyan",
     **dict.fromkeys(("queued", "starting", "ending", "submitted", "stopped", "preempted"), "yellow"),
-    **dict.fromkeys(("crashed", "fatal", "hung", "lost", "unfit"), "red"),
+    **dict.fromkeys(("crashed", "fatal", "hung", "lost", "unfit", "unreadable"), "red"),
 }
 _FIGURES = ("step", "samples/s", "loss", "left", "attempts")
 _FOLDED = ("nodes", "detail")
@@ -85,7 +85,17 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def status_of(run: Path, roots: Sequence[Path] = ()) -> RunStatus:
-    """Join what the run, its supervisor and the scheduler say; its name is told from the root it lies in."""
+    """Join what the run, its supervisor and the scheduler say; its name is told from the root it lies in.
+
+    Records that cannot be read are told as the state of the run, since others may stand beside it.
+    """
+    try:
+        return _read_status(run, roots)
+    except ClusterError as fault:
+        return RunStatus(run, _name(run, roots), "unreadable", str(fault), None, 0, "")
+
+
+def _read_status(run: Path, roots: Sequence[Path]) -> RunStatus:
     history = History(run)
     past, where = history.read(), standing(run)
     heartbeat = run_files.read_heartbeat(run)
@@ -103,7 +113,7 @@ def _name(run: Path, roots: Sequence[Path]) -> str:
 def _attempts_begun(run: Path) -> int:
     """Of a run that no launcher started."""
     path = run / run_files.ATTEMPTS
-    return len(path.read_text().splitlines()) if path.is_file() else 0
+    return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
 def _state(

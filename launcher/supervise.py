@@ -86,7 +86,7 @@ class Supervisor:
     def _forget_old_stop(self) -> None:
         """What a scheduler asked of an allocation that is gone; what a person asked stays."""
         path = self.spec.run / run_files.CONTROL / "stop"
-        if not self.asked and path.is_file() and path.read_text() in SCHEDULERS_REASONS:
+        if not self.asked and run_files.read_request(path) in SCHEDULERS_REASONS:
             path.unlink()
 
     def _attempt(self, attempt: Attempt) -> _End:
@@ -164,8 +164,9 @@ class Supervisor:
 
     def _take_stacks_request(self) -> bool:
         path = self.spec.run / run_files.CONTROL / "stacks"
-        found = path.exists()
-        path.unlink(missing_ok=True)
+        found = path.is_file()
+        if found:
+            path.unlink(missing_ok=True)
         return found
 
     def _signal_ranks(self) -> None:

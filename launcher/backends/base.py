@@ -6,6 +6,7 @@ Enter: a JobSpec. Leave: the job's number, and where it is. A backend is one fil
 import importlib
 import json
 import pkgutil
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,9 @@ from typing import Protocol
 from launcher.spec import LAUNCH, JobSpec, JobState
 from mmpretrain.core import run_files
 from mmpretrain.core.errors import ClusterError, ConfigError
+from mmpretrain.core.json_text import parse_json
+
+_JOB = re.compile(r"\d{1,18}(_\d{1,18})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,15 @@ def record_submission(run: Path, backend: str, job: str) -> None:
 
 def read_submission(run: Path) -> Submitted | None:
     path = run / LAUNCH / "submitted.json"
-    return Submitted(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        submitted = run_files.record_of(Submitted, parse_json(path.read_text(errors="replace")))
+    except ValueError as error:
+        raise ClusterError(f"{path} is not what a launcher wrote ({error}); remove it if no job runs") from error
+    if not _JOB.fullmatch(submitted.job):  # it becomes an argument of the scheduler's commands
+        raise ClusterError(f"{path} names the job {submitted.job[:40]!r}, which is no number; remove it if no job runs")
+    return submitted
 
 
 def standing(run: Path) -> Standing:

@@ -2,7 +2,7 @@
 
 Enter: the content of a member, told by its first bytes and not by its name. Leave: its length, rate and channels, and
 any stretch of it as float32. Refused, as a SampleError: what has no sound track (AbsentError), is damaged or cut off,
-too long, of too many channels. soundfile reads what it can; PyAV the rest.
+too long, of too many channels, of a rate that no recorder has. soundfile reads what it can; PyAV the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mmpretrain.core.containers import header_seconds, open_container, require, scan
+from mmpretrain.core.containers import header_seconds, open_container, require, require_codec, scan
 from mmpretrain.core.errors import AbsentError, SampleError
 from mmpretrain.core.media_types import sniff
 
@@ -33,7 +33,11 @@ _MAX_PACKETS = 10_000_000
 _PREROLL_S = 0.5
 """Decoded and thrown away after a jump: MP3 needs up to 9 frames before it, Opus 80 ms, AAC and Vorbis one frame."""
 _CLOCK_ROUNDING_S = 0.02
+_MAX_RATE = 768_000
+"""Samples per second, the highest that recorders offer."""
 _FILTER_REACH = 16
+_STEEPEST = 100_000
+"""Of two rates that share almost no divisor the filter has 32 times as many taps: a second's work, once."""
 _FILTER_SHAPE = ("kaiser", 8.0)
 _ROLL_OFF = 0.95
 """Pass band as a share of the lower of both Nyquist frequencies."""
@@ -81,6 +85,8 @@ class EncodedAudio(ABC):
             return self.read(begin, begin + length)
         common = math.gcd(sample_rate, self.sample_rate)
         up, down = sample_rate // common, self.sample_rate // common
+        if max(up, down) > _STEEPEST:
+            raise SampleError(f"the audio has {self.sample_rate} samples a second, which do not become {sample_rate}")
         margin = math.ceil(_FILTER_REACH * max(up, down) / up) + 1
         first = max(0, begin * down // up - margin) // down * down  # where samples of both rates coincide
         last = (begin + length) * down // up + margin
@@ -93,6 +99,8 @@ def read_header(content: bytes, limits: AudioLimits) -> EncodedAudio:
     kind = sniff(content)
     found = _open_soundfile(content, kind, limits) if kind in _SOUNDFILE_TYPES else None
     found = found or _open_container(content, limits)
+    if not 0 < found.sample_rate <= _MAX_RATE:
+        raise SampleError(f"the audio has {found.sample_rate} samples a second, more than {_MAX_RATE}")
     if not found.num_samples:
         raise SampleError("the audio holds no samples")
     return found
@@ -162,6 +170,7 @@ def _open_container(content: bytes, limits: AudioLimits) -> EncodedAudio:
         if not container.streams.audio:
             raise AbsentError("the file has no audio")
         stream = container.streams.audio[0]
+        require_codec(stream, "audio")
         rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
         if not rate or not channels:
             raise SampleError("the audio has no sample rate or no channels in its header")
@@ -194,7 +203,10 @@ def _decoded(
 
 def _planes(frame: AudioFrame) -> Samples:
     """The samples of a frame as float32 [channels, samples], full scale at 1."""
-    values = frame.to_ndarray()
+    try:
+        values = frame.to_ndarray()
+    except ValueError as error:  # samples of a type that NumPy is not given
+        raise SampleError(f"the audio cannot be decoded: {error}") from error
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
     if values.dtype.kind == "f":

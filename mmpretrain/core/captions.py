@@ -1,21 +1,26 @@
 """Where the captions of a sample stand among its members; packing, indexing, decoding and evaluation all ask here.
 
 Enter: the members of a sample. Leave: its captions, first one first. Refused, as a SampleError: text that is not UTF-8,
-JSON that is not an object, captions that are not text.
+JSON that is not an object, captions that are not text, too long, or hold half a character.
 
 `.json` with a list `captions` comes first (what `data pack` writes); then `.txt`, one caption whatever its lines
 (img2dataset, open_clip); then a `caption` in `.json`. Other text of a sample (a question, captions of its video) stands
 in `.json` under a key of its own.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmpretrain.core.errors import SampleError
+from mmpretrain.core.json_text import parse_json
 
 TEXT_EXTENSION = "txt"
 METADATA_EXTENSION = "json"
 CAPTION_EXTENSIONS = frozenset({TEXT_EXTENSION, METADATA_EXTENSION})
+_NOT_CAPTIONS = "the captions in .json are not a list of text"
+MAX_CHARACTERS = 1_000_000
+"""Of one text: a long book's, which a tokenizer reads in a second."""
+MAX_BYTES = 16 << 20
+"""Of a member that holds texts."""
 
 
 def captions_of(members: Mapping[str, bytes]) -> list[str]:
@@ -28,9 +33,9 @@ def captions_of(members: Mapping[str, bytes]) -> list[str]:
         captions = [metadata["caption"]]
     if captions is None:
         return []
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise SampleError("the captions in .json are not a list of text")
-    return [caption.strip() for caption in captions if caption.strip()]
+    if not isinstance(captions, list):
+        raise SampleError(_NOT_CAPTIONS)
+    return usable_texts(captions, _NOT_CAPTIONS)
 
 
 def texts_of(members: Mapping[str, bytes], key: str | None) -> list[str]:
@@ -39,16 +44,32 @@ def texts_of(members: Mapping[str, bytes], key: str | None) -> list[str]:
         return captions_of(members)
     found = _metadata(members[METADATA_EXTENSION]).get(key) if METADATA_EXTENSION in members else None
     texts = [] if found is None else found if isinstance(found, list) else [found]
-    stripped = [text.strip() for text in texts if isinstance(text, str)]
-    if len(stripped) < len(texts):
-        raise SampleError(f"what .json holds under {key!r} is neither text nor a list of text")
-    return [text for text in stripped if text]
+    return usable_texts(texts, f"what .json holds under {key!r} is neither text nor a list of text")
+
+
+def usable_texts(values: Sequence[object], otherwise: str) -> list[str]:
+    """Those that are not blank; SampleError, which says `otherwise`, where some are no text."""
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values):
+        raise SampleError(otherwise)
+    return [usable_text(text) for text in texts if text.strip()]
+
+
+def usable_text(text: str) -> str:
+    """The text without blanks around it; SampleError where no tokenizer could or should read it."""
+    if len(text) > MAX_CHARACTERS:
+        raise SampleError(f"a text has {len(text)} characters, more than {MAX_CHARACTERS}; cut it into several")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"a text is no Unicode: it holds half of a character at {error.start}") from error
+    return text.strip()
 
 
 def _metadata(raw: bytes) -> dict[str, object]:
     try:
-        metadata = json.loads(_decode(raw, METADATA_EXTENSION))
-    except json.JSONDecodeError as error:
+        metadata = parse_json(_decode(raw, METADATA_EXTENSION))
+    except ValueError as error:
         raise SampleError(f"the .json member is not JSON: {error}") from error
     if not isinstance(metadata, dict):
         raise SampleError(f"the .json member holds a {type(metadata).__name__}, not an object")
@@ -56,6 +77,8 @@ def _metadata(raw: bytes) -> dict[str, object]:
 
 
 def _decode(raw: bytes, extension: str) -> str:
+    if len(raw) > MAX_BYTES:
+        raise SampleError(f"the .{extension} member holds {len(raw)} bytes of text, more than {MAX_BYTES}")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

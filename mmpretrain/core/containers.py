@@ -22,7 +22,7 @@ from mmpretrain.core.errors import ConfigError, SampleError
 from mmpretrain.core.media_types import sniff
 
 if TYPE_CHECKING:
-    from av import AudioStream, VideoStream
+    from av import AudioStream, CodecContext, VideoStream
     from av.container import InputContainer
 
 _DEMUXERS = {
@@ -81,6 +81,13 @@ def open_container(content: bytes, what: str) -> Iterator[InputContainer]:
             yield container
     except av.FFmpegError as error:
         raise SampleError(f"the {what} cannot be decoded: {error.strerror}") from error
+
+
+def require_codec(stream: VideoStream | AudioStream, what: str) -> None:
+    """Refuse a stream of a kind that this FFmpeg cannot decode; PyAV gives it no codec at all."""
+    context: CodecContext | None = stream.codec_context
+    if context is None:
+        raise SampleError(f"the {what} cannot be decoded: its codec is not known here")
 
 
 def header_seconds(container: InputContainer) -> float | None:

@@ -1,11 +1,14 @@
 """Bytes of an image file into pixels, fast where it is a JPEG, told by its first bytes and not by its name.
 
 Enter: the content of an image member. Leave: its upright size, and when asked its pixels [H, W, 3] uint8, decoded
-at 1/2, 1/4 or 1/8 where that suffices. Refused, as a SampleError: what is no image, is cut off or has too many pixels.
+at 1/2, 1/4 or 1/8 where that suffices. Refused, as a SampleError: what is no image, is cut off or has too many pixels
+or scans. Every image of this project is opened here: of the other formats that Pillow knows, some run programs.
 """
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -31,6 +34,12 @@ _DAMAGED = (
     Image.DecompressionBombError,
 )
 """What Pillow's readers raise on damaged files."""
+_MAX_SCANS = 100
+"""Of a JPEG; encoders write 1 or some 10. Each may go over all pixels, so a small file of many decodes for hours."""
+_START_OF_SCAN = b"\xff\xda"
+_SEQUENTIAL = frozenset({0xC0, 0xC1})
+_MAX_SEGMENTS = 1000
+"""Looked at before the first scan."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,48 @@ def read_header(content: bytes, max_pixels: int) -> EncodedImage:
     return image
 
 
+@contextmanager
+def opened_image(content: bytes) -> Iterator[Image.Image]:
+    """Pillow's image, of which nothing is decoded yet; what goes wrong while it is open becomes a SampleError."""
+    _refuse_scans(content)
+    done = "opened"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd EXIF, and of its own pixel limit
+            with Image.open(BytesIO(content), formats=_FORMATS) as image:
+                done = "decoded"
+                yield image
+    except _DAMAGED as error:
+        raise SampleError(f"the image cannot be {done}: {_reason(error)}") from error
+
+
+def _refuse_scans(content: bytes) -> None:
+    if content.startswith(b"\xff\xd8") and not _is_one_scan(content):
+        scans = content.count(_START_OF_SCAN)
+        if scans > _MAX_SCANS:
+            raise SampleError(f"the image is a JPEG of {scans} scans, more than {_MAX_SCANS}")
+
+
+def _is_one_scan(content: bytes) -> bool:
+    """Whether the first scan of a JPEG holds all of it, as far as its headers can be read."""
+    position, components = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        if position + 10 > len(content) or content[position] != 0xFF:
+            return False
+        marker = content[position + 1]
+        if marker in _SEQUENTIAL:
+            components = content[position + 9]
+        elif marker == _START_OF_SCAN[1]:
+            return components > 0 and content[position + 4] == components
+        position += 2 + int.from_bytes(content[position + 2 : position + 4])
+    return False
+
+
 def _jpeg_header(content: bytes) -> EncodedImage | None:
     """The header of a JPEG in the usual colours; None for others, and for damage that Pillow shall explain."""
     if not content.startswith(b"\xff\xd8"):
         return None
+    _refuse_scans(content)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
@@ -84,13 +131,7 @@ def _jpeg_header(content: bytes) -> EncodedImage | None:
 
 
 def _pillow_header(content: bytes) -> EncodedImage:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own pixel limit; ours is checked by the caller
-            image = Image.open(BytesIO(content), formats=_FORMATS)
-    except _DAMAGED as error:
-        raise SampleError(f"the image cannot be opened: {_reason(error)}") from error
-    with image:
+    with opened_image(content) as image:
         orientation = _orientation(image)
         width, height = image.size[::-1] if orientation > 4 else image.size
     return EncodedImage(content, height, width, orientation, plain_jpeg=False)
@@ -105,13 +146,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _read_pillow(content: bytes) -> Pixels:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(content), formats=_FORMATS) as image:
-                return np.array(_eight_bits(image).convert("RGB"))  # a copy: PyTorch wants writable memory
-    except _DAMAGED as error:
-        raise SampleError(f"the image cannot be decoded: {_reason(error)}") from error
+    with opened_image(content) as image:
+        return np.array(_eight_bits(image).convert("RGB"))  # a copy: PyTorch wants writable memory
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

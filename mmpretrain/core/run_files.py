@@ -1,7 +1,8 @@
 """The small files by which a training process and whoever watches it talk, in the run folder both see.
 
 Enter: the path of a run folder. Leave: the outcome, heartbeat, ranks and last step that stand there; None for what is
-absent or half written. Each file is replaced whole, so a reader never waits for a writer.
+absent, half written or no such record: whoever may write the folder may not stop who reads it. Each file is replaced
+whole, so a reader never waits for a writer.
 """
 
 import json
@@ -9,9 +10,12 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-RecordT = TypeVar("RecordT", "Outcome", "Heartbeat", "RankProcess")
+from mmpretrain.core.json_text import parse_json
+
+RecordT = TypeVar("RecordT")
 
 State = Literal["completed", "preempted", "fatal"]
 Phase = Literal["start", "step", "save", "evaluate"]
@@ -27,7 +31,11 @@ MANIFEST, CONFIG = "manifest.json", "config.yaml"
 PICTURES = "pictures.json"
 """In `evaluation/`: what the newest evaluation left to look at, {name: [{"file", "caption"}]}."""
 
+LATEST_TIME = 253_402_300_799.0
+"""Seconds since 1970 until the year 10000, which no clock shows."""
+_LARGEST = 1e100
 _TAIL_BYTES = 65536
+_REQUEST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -106,21 +114,36 @@ def last_step(run: Path) -> int:
         lines = file.read().splitlines()
     for line in reversed(lines):
         try:
-            return int(json.loads(line)["step"])
+            step = parse_json(line)["step"]
         except (ValueError, KeyError, TypeError):
             continue  # torn by a kill
+        if fits(step, int):
+            return int(step)
     return 0
 
 
 def last_saved_step(run: Path) -> int:
     """The newest step that has a checkpoint; 0 where there is none."""
     names = [path.name.removeprefix("step-") for path in (run / CHECKPOINTS).glob("step-*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def stack_file(run: Path, rank: int) -> Path:
     """Where a rank writes its stacks when it is sent SIGUSR2."""
     return run / STACKS / f"rank-{rank}.txt"
+
+
+def read_request(path: Path) -> str | None:
+    """The text of a control file; None where there is none. Others may write there: what is no file is no request."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return file.read(_REQUEST_BYTES).decode(errors="replace").strip()
+    except PermissionError:  # of a teammate whose files are his alone
+        return ""
+    except FileNotFoundError:
+        return None
 
 
 def ask(run: Path, request: str, reason: str = "") -> None:
@@ -155,10 +178,39 @@ def this_rank(rank: int) -> RankProcess:
     return RankProcess(rank, os.getpid(), node_name(), time.time())
 
 
-def _read(kind: type[RecordT], path: Path) -> RecordT | None:
-    """Fields that this version does not know are left out: a run keeps its code while what watches it may change."""
+def record_of(kind: type[RecordT], content: object) -> RecordT:
+    """A record from its JSON; ValueError says which field is no such thing.
+
+    Fields that this version does not know are left out: a run keeps its code while what watches it may change.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"saw a {type(content).__name__}, expected an object")
+    types = get_type_hints(kind)
+    values = {name: value for name, value in content.items() if name in types}
+    for name, value in values.items():
+        if not fits(value, types[name]):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
     try:
-        known = kind.__dataclass_fields__
-        return kind(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
-    except (OSError, ValueError, TypeError, AttributeError):
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def fits(value: object, wanted: Any) -> bool:
+    """Whether a value out of JSON is of the type of a field, and a number one that can be computed with."""
+    if isinstance(wanted, UnionType):
+        return any(fits(value, one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if get_origin(wanted) is tuple:
+        return isinstance(value, list) and all(fits(one, get_args(wanted)[0]) for one in value)
+    if type(value) is int and wanted in (int, float):
+        return abs(value) < 1 << 63
+    return type(value) is wanted and (not isinstance(value, float) or abs(value) < _LARGEST)
+
+
+def _read(kind: type[RecordT], path: Path) -> RecordT | None:
+    try:
+        return record_of(kind, parse_json(path.read_text()))
+    except (OSError, ValueError):
         return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmpretrain.core.containers import Track, header_seconds, open_container, scan
+from mmpretrain.core.containers import Track, header_seconds, open_container, require_codec, scan
 from mmpretrain.core.errors import SampleError
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
 
 Frames = NDArray[np.uint8]
+
+_PADDED = 2
+"""Sizes are coded in whole blocks, so a frame takes somewhat more pixels than it shows."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class EncodedVideo:
         with open_container(self.content, "video") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # workers share the cores already
+            stream.codec_context.options = {"max_pixels": str(_PADDED * self.max_pixels)}  # before memory is taken
             convert = _converter()
             shown = {number: self._pixels(frame, convert) for number, frame in self._decode(container, stream, numbers)}
         return np.stack([shown[number] for number in numbers.tolist()])
@@ -130,6 +134,7 @@ def read_header(content: bytes, limits: VideoLimits) -> EncodedVideo:
         if not container.streams.video:
             raise SampleError("the file has no video")
         stream = container.streams.video[0]
+        require_codec(stream, "video")
         context = stream.codec_context
         limits.check(context.width, context.height, header_seconds(container), stream.frames)
         track = scan(container, stream, "video", limits.max_frames)

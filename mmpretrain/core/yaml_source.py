@@ -1,7 +1,8 @@
 """YAML read with the place of every value, so that a fault can name its file and line.
 
 Enter: a file, its `defaults:`, and `key=value` overrides. Leave: one merged tree of `Node`s.
-Refuses duplicate keys, tags of other languages, endless aliases and text that is not YAML, all faults at once.
+Refuses duplicate keys, tags of other languages, endless aliases and text that is not YAML, all faults at once; and, by
+bounds that no config comes near, what would take all memory or time: size, depth, aliases that unfold without end.
 """
 
 import re
@@ -28,6 +29,11 @@ _SCALAR_PATTERNS = {
     ),
 }
 """YAML 1.2's core schema: unlike PyYAML's 1.1, `1e-4` is a number, `yes` is text and so is `12:30`."""
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 50
+MAX_VALUES = 100_000
+"""After aliases are unfolded: nine lines of nine aliases each would make a billion."""
 
 FLOAT_RESOLVER = (_STANDARD + "float", *_SCALAR_PATTERNS["float"])
 """What PyYAML's own classes lack to know `1e-4` as a number."""
@@ -101,13 +107,17 @@ def refuse(faults: Sequence[Fault]) -> None:
 def read_file(path: Path) -> Node:
     """The map in a YAML file."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: holds more than {MAX_BYTES} bytes, which no config does")
     root = read_text(text, str(path))
     if not isinstance(root.value, dict):
         seen = "nothing" if root.value is None else f"a {describe(root.plain())}"
@@ -143,11 +153,17 @@ class _TreeReader:
         self.name = name
         self.faults: list[Fault] = []
         self._open: set[int] = set()
+        self._count = 0
 
     def read(self, tree: yaml.Node, path: tuple[Key, ...]) -> Node:
         place = Place(f"{self.name}:{tree.start_mark.line + 1}")
         if id(tree) in self._open:
             return self._fault(place, path, "an alias to a map or list that holds it has no end")
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise ConfigError(f"{place.text}: aliases unfold to more than {MAX_VALUES} values, which no config has")
+        if len(path) > MAX_DEPTH:
+            return self._fault(place, path[:1], f"is nested too deep: more than {MAX_DEPTH} maps and lists")
         self._open.add(id(tree))
         try:
             return self._read_new(tree, path, place)
@@ -183,11 +199,13 @@ class _TreeReader:
         kind = tree.tag.removeprefix(_STANDARD)
         text = str(tree.value)
         if kind == "str":
-            return Node(text, place)
+            return Node(text, place) if _is_unicode(text) else self._fault(place, path, "holds half of a character")
         if kind not in _SCALAR_PATTERNS:
             return self._fault(place, path, f"the tag {tree.tag!r} is not supported; write a plain value")
         if not _SCALAR_PATTERNS[kind][0].match(text):
             return self._fault(place, path, f"{text!r} is not a YAML {kind}")
+        if kind == "int" and not _fits_machine(text):
+            return self._fault(place, path, f"a number of {len(text)} digits is beyond 64 bits")
         return Node(_scalar(kind, text), place)
 
     def _fault(self, place: Place, path: tuple[Key, ...], message: str) -> Node:
@@ -204,6 +222,18 @@ def _scalar(kind: str, text: str) -> bool | int | float | None:
     if kind == "int":
         return int(digits)
     return float(digits.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fits_machine(digits: str) -> bool:
+    return len(digits) < 100 and int(digits.replace("_", "")).bit_length() <= 64
 
 
 def describe(value: object) -> str:
@@ -238,7 +268,7 @@ def read_overrides(overrides: Sequence[str]) -> Node:
     for text in overrides:
         key, equals, value = text.partition("=")
         place = Place(f"command line: {text}", override=key)
-        if not equals or not all(key.split(".")):
+        if not equals or not all(key.split(".")) or key.count(".") > MAX_DEPTH:
             faults.append(Fault(place, (), "saw no `key=value`; write e.g. optimizer.lr=1e-3"))
             continue
         try:
@@ -267,10 +297,13 @@ def read_with_defaults(path: Path, folders: Sequence[Path]) -> Node:
 
     A name is looked up beside the file that names it, then beside the run file, then in `folders`.
     """
-    return _read_stack(path, (path.parent, *folders), ())
+    return _read_stack(path, (path.parent, *folders), (), {})
 
 
-def _read_stack(path: Path, folders: Sequence[Path], above: tuple[Path, ...]) -> Node:
+def _read_stack(path: Path, folders: Sequence[Path], above: tuple[Path, ...], known: dict[Path, Node]) -> Node:
+    """`known`: files read before with all below them, since two may name the same third."""
+    if path in known:
+        return known[path]
     if path.resolve() in above:
         chain = " -> ".join(str(p) for p in (*above, path.resolve()))
         raise ConfigError(f"{path}: its defaults lead back to itself: {chain}; remove one of them")
@@ -280,9 +313,10 @@ def _read_stack(path: Path, folders: Sequence[Path], above: tuple[Path, ...]) ->
     merged = Node({}, root.place)
     for name in _default_names(names):
         file = _find_default(name, (path.parent, *folders))
-        merged = merge(merged, _read_stack(file, folders, (*above, path.resolve())))
+        merged = merge(merged, _read_stack(file, folders, (*above, path.resolve()), known))
     own = {key: child for key, child in root.value.items() if key != "defaults"}
-    return merge(merged, Node(own, root.place))
+    known[path] = merge(merged, Node(own, root.place))
+    return known[path]
 
 
 def _default_names(names: Node | None) -> list[Node]:

@@ -1,9 +1,9 @@
 """A value from a sample's .json member, as text. Refused: no such member, no such key, text that is not JSON."""
 
-import json
 from collections.abc import Mapping
 
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.json_text import parse_json
 
 
 def json_label(members: Mapping[str, bytes], key: str, sample: str) -> str:
@@ -14,7 +14,7 @@ def json_label(members: Mapping[str, bytes], key: str, sample: str) -> str:
             "pack the shards with metadata, or leave this evaluation out"
         )
     try:
-        record = json.loads(members["json"])
+        record = parse_json(members["json"])
     except ValueError as error:
         raise DataError(f"the .json member of sample {sample} is not JSON: {error}") from error
     if not isinstance(record, dict) or key not in record:

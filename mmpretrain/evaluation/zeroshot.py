@@ -6,7 +6,6 @@ are averaged after normalisation and normalised again, as CLIP does (Radford et 
 3.1.4). A label that is no class, a template without {} and an unreadable file are refused.
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from mmpretrain.core.collectives import all_reduce_sum
 from mmpretrain.core.config import Config
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.json_text import parse_json
 from mmpretrain.evaluation.base import EvaluationContext, TaskConfig
 from mmpretrain.evaluation.labels import json_label
 
@@ -77,7 +77,7 @@ class ZeroShotConfig(TaskConfig):
 def read_classes(path: Path) -> ClassSet:
     """Read and check a classes.json."""
     try:
-        known = ClassSet.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        known = ClassSet.model_validate(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise DataError(
             f'cannot read the classes of {path}: {error}; expected {{"classes": [...], "templates": ["... {{}} ..."]}}'
@@ -123,6 +123,6 @@ def class_index(label: str, known: ClassSet) -> int:
     """Index of a label, given as class name or as index."""
     if label in known.classes:
         return known.classes.index(label)
-    if label.isdecimal() and int(label) < len(known.classes):
+    if label.isdecimal() and len(label) < 19 and int(label) < len(known.classes):
         return int(label)
     raise DataError(f"label {label!r} is not among the {len(known.classes)} classes ({known.classes[:5]}, ...)")

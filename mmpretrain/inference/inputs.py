@@ -15,8 +15,9 @@ from typing import Literal
 from data_pipeline.pack_sources import CAPTION_COLUMNS, choose_column, read_rows
 from data_pipeline.reader import SampleReader, open_sources
 from data_pipeline.remote import RemoteShard
-from mmpretrain.core.captions import TEXT_EXTENSION
+from mmpretrain.core.captions import TEXT_EXTENSION, usable_text
 from mmpretrain.core.errors import DataError, SampleError
+from mmpretrain.core.folders import leads_out
 from mmpretrain.core.media_types import MEDIA_EXTENSIONS, sniff
 from mmpretrain.inference.media import read_file
 
@@ -66,7 +67,7 @@ def open_inputs(given: str, text_column: str | None = None, by_stem: bool = Fals
     if path.is_dir() and not any(path.glob("*.tar")):
         return MediaFolder(path, _files(path), by_stem)
     if path.is_file() and path.suffix != ".tar":
-        return MediaFolder(path.parent, [path], by_stem)
+        return MediaFolder(path.parent, [path], by_stem, links=True)
     return Shards(given)
 
 
@@ -86,7 +87,9 @@ class MediaFolder(SampleInputs):
 
     kind: Kind = "folder"
 
-    def __init__(self, folder: Path, files: Sequence[Path], by_stem: bool) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path], by_stem: bool, links: bool = False) -> None:
+        """`links`: they may lead out of the folder, where each file was named by the user."""
+        self._folder, self._links = folder, links
         groups: dict[str, list[Path]] = {}
         for path in files:
             relative = path.relative_to(folder)
@@ -103,6 +106,10 @@ class MediaFolder(SampleInputs):
     def read(self, number: int) -> Mapping[str, bytes]:
         members: dict[str, bytes] = {}
         for path in self._groups[number][1]:
+            if not self._links and leads_out(path, self._folder):
+                raise SampleError(
+                    f"{path.name} is a link that leads out of {self._folder}; copy the file itself (cp -L)"
+                )
             content = read_file(path)
             suffix = path.suffix.lower().removeprefix(".")
             extension = TEXT_EXTENSION if suffix == TEXT_EXTENSION else sniff(content)
@@ -173,7 +180,7 @@ class TextTable(SampleInputs):
         text = self._rows[number][1]
         if not text.strip():
             raise SampleError("the text is blank")
-        return {TEXT_EXTENSION: text.encode()}
+        return {TEXT_EXTENSION: usable_text(text).encode()}
 
     @cached_property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmpretrain.core.captions import usable_text
 from mmpretrain.core.containers import require
 from mmpretrain.core.errors import SampleError
 from mmpretrain.core.media_types import sniff
@@ -43,7 +44,7 @@ def text_of(media: Media) -> str:
         raise SampleError(f"saw {type(media).__name__}, expected text")
     if not text.strip():
         raise SampleError("the text is blank")
-    return text.strip()
+    return usable_text(text)
 
 
 def _decoded(content: bytes) -> str:

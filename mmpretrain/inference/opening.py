@@ -4,18 +4,21 @@ Enter: a run folder (its newest valid checkpoint counts), a checkpoint, or a pub
 Refused: folders that hold none of these, another library's model, damaged files.
 """
 
-import json
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModel
 
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.json_text import parse_json
 from mmpretrain.inference.model import Model
 from mmpretrain.inference.processor import Processor
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
+from mmpretrain.models.published import check_published
 from mmpretrain.models.quiet import no_progress_bar
+
+Loaded = tuple[MultimodalTransformer, dict[str, list[str]]]
 
 
 def load(source: str | Path, device: str | None = None) -> Model:
@@ -32,20 +35,27 @@ def load(source: str | Path, device: str | None = None) -> Model:
 
 def _published(path: Path, device: torch.device) -> Model:
     try:
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        kind = parse_json((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path / 'config.json'} is damaged: {error}") from error
     if kind != MultimodalConfig.model_type:
         raise CheckpointError(
             f"{path} holds a model of type {kind!r}, which its own library loads; name a folder that "
             "`mmpretrain publish` wrote"
         )
+    check_published(path)
     try:
         with no_progress_bar():
-            network = AutoModel.from_pretrained(path, dtype=torch.float32)
-    except (OSError, SafetensorError, RuntimeError) as error:
+            network, found = cast(
+                Loaded,
+                MultimodalTransformer.from_pretrained(
+                    path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                ),
+            )
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the weights of {path} cannot be loaded: {error}") from error
-    assert isinstance(network, MultimodalTransformer)
+    if missing := sorted(found["missing_keys"]):
+        raise CheckpointError(f"the weights of {path} lack {len(missing)} tensors of its model (first: {missing[0]})")
     return Model(network, Processor.from_pretrained(path), path, device)
 
 

@@ -46,7 +46,7 @@ class Processor:
     def from_pretrained(cls, folder: str | Path, **_: object) -> Self:
         """The processor of a published folder; further arguments are those that `AutoProcessor` adds."""
         path = Path(folder)
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if not isinstance(config, MultimodalConfig):
             raise CheckpointError(f"{path} holds a {config.model_type} model; name a folder that mmpretrain published")
         return cls.build(config.parsed_model(), read_codecs(path), str(path))

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.json_text import parse_json
+from mmpretrain.core.run_files import record_of
 
 Format = Literal["parquet", "npy"]
 Vectors = NDArray[np.float32]
@@ -108,11 +111,11 @@ def read_embeddings(path: Path) -> Embeddings:
         raise DataError(f"{path} holds no embeddings; make some with `mmpretrain embed MODEL INPUT --out {path}`")
     try:
         table = pyarrow.parquet.read_table(path)
-        header = Header(**json.loads((table.schema.metadata or {})[_KEY]))
+        header = record_of(Header, parse_json((table.schema.metadata or {})[_KEY]))
         flat = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        rows = table.drop_columns("vector").to_pylist()
-        return Embeddings(header, [EmbeddedRow(**row) for row in rows], flat.reshape(-1, header.embed_dim))
-    except (pyarrow.ArrowException, KeyError, TypeError, ValueError) as error:
+        rows = [record_of(EmbeddedRow, row) for row in table.drop_columns("vector").to_pylist()]
+        return Embeddings(header, rows, flat.reshape(len(rows), header.embed_dim))
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no file of embeddings that `mmpretrain embed` wrote: {error!r}") from error
 
 
@@ -143,15 +146,16 @@ def _tables(parts: Sequence[Path]) -> Iterator[pyarrow.Table]:
 
 def _read_npy(folder: Path) -> Embeddings:
     try:
-        header = Header(**json.loads((folder / _HEADER).read_text(encoding="utf-8")))
-        vectors = np.load(folder / _VECTORS, allow_pickle=False)
+        header = record_of(Header, parse_json((folder / _HEADER).read_text(encoding="utf-8")))
+        # mapped, so that a shape which the file does not hold takes no memory
+        vectors = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
         lines = (folder / _ROWS).read_text(encoding="utf-8").splitlines()
-        rows = [EmbeddedRow(**json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
+        rows = [record_of(EmbeddedRow, parse_json(line)) for line in lines]
+    except (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError, MemoryError, TokenError) as error:
         raise DataError(f"{folder} is no folder of embeddings that `mmpretrain embed` wrote: {error}") from error
-    if vectors.shape != (len(rows), header.embed_dim):
+    if vectors.shape != (len(rows), header.embed_dim) or vectors.dtype != np.float32:
         raise DataError(f"{folder}: {_VECTORS} is {list(vectors.shape)}, {_ROWS} has {len(rows)} rows; embed again")
-    return Embeddings(header, rows, vectors)
+    return Embeddings(header, rows, np.array(vectors))
 
 
 def _unfinished(path: Path) -> Path:

@@ -4,7 +4,6 @@ Enter: a `.json` member with the label under a key, or a `.cls` member (webdatas
 Leave: the class number, one mark per tag, or the values. Refused: samples whose label is no such thing.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from mmpretrain.core.errors import AbsentError, ConfigError, SampleError
+from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.modalities.base import CodecConfig
 
@@ -74,16 +74,16 @@ class LabelCodec:
         """The label as it stands in the sample, None where it has none."""
         try:
             if _JSON in members:
-                metadata = json.loads(members[_JSON])
+                metadata = parse_json(members[_JSON])
                 if isinstance(metadata, dict) and metadata.get(self.key) is not None:
                     found: JsonValue = metadata[self.key]
                     return found
             if _CLASS not in members:
                 return None
             text = members[_CLASS].decode().strip()
+            return int(text) if text.isascii() and text.isdigit() else text
         except ValueError as error:
             raise SampleError(f"the label cannot be read: {error}") from error
-        return int(text) if text.isascii() and text.isdigit() else text
 
     def _array(self, label: JsonValue) -> Array:
         if not self.spec.shape:
@@ -93,8 +93,11 @@ class LabelCodec:
         values = label if isinstance(label, list) else [label]
         if len(values) != self.spec.shape[0] or not all(_is_number(value) for value in values):
             raise SampleError(f"label {label!r} is not {self.spec.shape[0]} numbers")
-        with np.errstate(over="ignore"):
-            array = np.array(values, self.spec.dtype)
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(values, self.spec.dtype)
+        except OverflowError as error:
+            raise SampleError(f"the label is too large: {error}") from error
         if not np.isfinite(array).all():
             raise SampleError(f"label {label!r} is not finite")
         return array

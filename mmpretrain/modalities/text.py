@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmpretrain.core.captions import CAPTION_EXTENSIONS, METADATA_EXTENSION, texts_of
 from mmpretrain.core.errors import AbsentError, ConfigError
+from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.types import Array, FieldSpec, TokenizerFacts
 from mmpretrain.layers.initialization import TEXT_POSITION_STD
 from mmpretrain.layers.parameters import LearnedPositions, WordEmbedding
@@ -168,16 +169,7 @@ def _ids_and_mask(field: str, length: int) -> Mapping[str, FieldSpec]:
 
 def _fixed_length(name: str, length: int) -> Tokenizer:
     """The fast tokenizer of a local folder or hub name, set to cut and pad on the right to `length`."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # seconds to import; workers do without
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {name!r} cannot be loaded; name a folder or a hub tokenizer: {error}") from error
-    if not isinstance(loaded, PreTrainedTokenizerFast):
-        raise ConfigError(f"tokenizer {name!r} has no fast (Rust) version, which is needed; choose one that has")
-    if loaded.pad_token is None:
-        raise ConfigError(f"tokenizer {name!r} has no pad token, which texts of a fixed length need; add one to it")
+    loaded = load_tokenizer(name)
     tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     if length <= special:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.layers.batch_norm import replace_batch_norm
 from mmpretrain.layers.blocks import CheckpointedChain
+from mmpretrain.models.foreign_weights import UNREADABLE, first_line
 
 ImageName = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
 VideoName = Literal["r3d_18", "r2plus1d_18", "s3d", "swin3d_t"]
@@ -140,7 +141,10 @@ def read_state(path: Path) -> dict[str, Tensor] | None:
         return None
     if not path.is_file():
         raise ConfigError(f"weights {str(path)!r} is no file; give the path of a .safetensors or .pth file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise ConfigError(f"weights {str(path)!r} cannot be read: {first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ConfigError(f"weights {str(path)!r} are no tensors by name; give the state dict alone")
     return state

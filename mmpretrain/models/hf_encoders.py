@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.layers.batch_norm import replace_batch_norm
 from mmpretrain.layers.parameters import WordEmbedding
+from mmpretrain.models.foreign_weights import UNREADABLE, first_line
 
 HALVES = {"image": "vision", "text": "text", "video": "video", "audio": "audio"}
 """Modality -> what dual models (CLIP, SigLIP, CLAP) call the half that reads it."""
@@ -33,7 +34,7 @@ def read_config(name: str) -> PretrainedConfig:
     """The config of all that stands under a name."""
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ConfigError(
             f"tower name {name!r} is neither a folder with a config.json nor a reachable hub name of a known "
             f"architecture ({error})"
@@ -79,7 +80,10 @@ def build_encoder(pattern: PreTrainedModel) -> PreTrainedModel:
 
 def load_encoder(model: PreTrainedModel, name: str, whole: PretrainedConfig, modality: str) -> None:
     """Fill an encoder with the weights that stand under a name."""
-    found = AutoModel.from_pretrained(name, config=whole, trust_remote_code=False, dtype=torch.float32)
+    try:
+        found = AutoModel.from_pretrained(name, config=whole, trust_remote_code=False, dtype=torch.float32)
+    except UNREADABLE as error:
+        raise ConfigError(f"the weights of {name} cannot be read: {first_line(error)}") from error
     encoder = encoder_of(found, modality)
     replace_batch_norm(encoder, trained=True)
     model.load_state_dict(encoder.state_dict())

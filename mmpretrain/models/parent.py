@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from transformers.utils.hub import cached_file
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD
 from mmpretrain.models.config import ModelConfig
+from mmpretrain.models.foreign_weights import UNREADABLE, first_line
 from mmpretrain.models.hf_encoders import encoder_of
 from mmpretrain.models.layouts.clip import LOGIT_SCALE, clip_architecture, clip_table
 from mmpretrain.models.layouts.siglip import LOGITS, siglip_architecture, siglip_table
@@ -27,6 +29,7 @@ from mmpretrain.models.layouts.tables import State, Table, to_ours
 from mmpretrain.models.layouts.towers import HALVES, Channels, Pixels, halves
 from mmpretrain.models.layouts.vit import vit_architecture, vit_table
 from mmpretrain.models.multimodal import MultimodalConfig, MultimodalTransformer
+from mmpretrain.models.published import check_published
 from mmpretrain.models.towers.base import TowerConfig
 from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig
 
@@ -58,23 +61,26 @@ def open_pretrained(name: str, child: Mapping[str, TowerConfig]) -> Parent:
     """The model in a folder or on the hub, read for the kinds of tower that `child` has."""
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"--from {name} is neither a run folder nor a checkpoint, and no model folder or reachable hub name of "
-            f"transformers ({str(error).splitlines()[0]})"
+            f"transformers ({first_line(error)})"
         ) from error
     try:
         if isinstance(config, MultimodalConfig):
             return _published(name, config)
         return _transformers(name, config, child)
-    except OSError as error:
+    except UNREADABLE as error:
         raise CheckpointError(
-            f"--from {name} has a config.json and its weights cannot be read ({str(error).splitlines()[0]})"
+            f"--from {name} has a config.json and its weights cannot be read ({first_line(error)})"
         ) from error
 
 
 def _published(name: str, config: MultimodalConfig) -> Parent:
-    model = MultimodalTransformer.from_pretrained(name)
+    folder = Path(name)
+    if folder.is_dir():
+        check_published(folder)
+    model = MultimodalTransformer.from_pretrained(name, use_safetensors=True)
     return Parent(
         source=name,
         description="a published mmpretrain model",

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts
+from data_pipeline.tokenizer import tokenizer_facts
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.models.config import ModelConfig, resolve
 

@@ -110,6 +110,6 @@ def _save_processor(
 
 
 def _sized(folder: Path, pair: DualEncoder) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.model_max_length = pair.text_stem.context_length
     return tokenizer

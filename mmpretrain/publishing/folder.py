@@ -100,7 +100,7 @@ def write_layouts(model: MultimodalTransformer, folder: Path, tokenizer: Path | 
     if image is not None:
         image_processor(image.shape[-1], None).save_pretrained(folder)
     if tokenizer is not None and text is not None:
-        words = AutoTokenizer.from_pretrained(tokenizer)
+        words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         words.model_max_length = text.shape[0]
         words.save_pretrained(folder)
     write_probe(model, folder)
@@ -141,8 +141,8 @@ def write_sums(folder: Path) -> None:
 
 def check_sums(folder: Path) -> None:
     """Raise PublishError naming the files that differ from `SHA256SUMS`, are missing or were added."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {SUMS}
     wrong = {name for name in present & set(listed) if _digest(folder / name) != listed[name]}
     wrong |= present ^ set(listed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.registry import discover
 from mmpretrain.modalities.base import CodecConfig
 
@@ -33,7 +34,11 @@ def read_codecs(folder: Path) -> dict[str, CodecConfig]:
         )
     kinds = discover("mmpretrain.modalities", CodecConfig)
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))["codecs"]
-        return {name: kinds[fields["kind"]].model_validate(fields) for name, fields in saved.items()}
+        saved = parse_json(path.read_text(encoding="utf-8"))["codecs"]
+        codecs = {name: kinds[fields["kind"]].model_validate(fields) for name, fields in saved.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise CheckpointError(f"{path} does not describe codecs that this version knows: {error!r}") from error
+    for name, codec in codecs.items():
+        if codec.makes != name:
+            raise CheckpointError(f"{path} has a codec of {codec.makes!r} under {name!r}; publish the run again")
+    return codecs

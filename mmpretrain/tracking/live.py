@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mmpretrain.core.errors import ClusterError, DataError
+from mmpretrain.core.errors import ClusterError, MMPretrainError
 from mmpretrain.tracking.report import compose, page
 from mmpretrain.tracking.report_facts import read_story
 from mmpretrain.tracking.report_style import LIVE_SCRIPT
@@ -67,7 +67,7 @@ class LivePages:
 def _drawn(run: Path) -> str:
     try:
         return compose(read_story(run), LIVE_SCRIPT)
-    except DataError as nothing_yet:
+    except MMPretrainError as nothing_yet:
         return page(
             run.name, f'<h1>{escape(run.name)}</h1><p class="empty">{escape(str(nothing_yet))}</p>', LIVE_SCRIPT
         )

@@ -1,17 +1,21 @@
 """metrics.jsonl read back: every whole row, and of rows that several attempts wrote, those that stand.
 
-Enter: a run folder. Leave: typed rows in the order of steps, and the number of lines that a killed run left torn.
-Refuses a folder without metrics.
+Enter: a run folder. Leave: typed rows in the order of steps, and the number of lines that are no row: a killed run
+left them torn, or somebody else wrote them. Refuses a folder without metrics.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.json_text import parse_json
+from mmpretrain.core.run_files import LATEST_TIME, fits
 from mmpretrain.tracking.jsonl import METRICS_FILE
+
+MAX_NAME = 200
+"""Characters of a metric's name."""
 
 _NOT_METRICS = frozenset({"step", "samples", "attempt", "time", "skipped", "nonfinite"})
 
@@ -115,20 +119,29 @@ class Figure:
 
 
 def _parse(line: str) -> Row | None:
-    """A row, or None for a line that was cut short."""
+    """A row, or None for a line that was cut short or is no row."""
     try:
-        content = json.loads(line)
-        return Row(
+        content = parse_json(line)
+        metrics = {name: value for name, value in content.items() if name not in _NOT_METRICS}
+        row = Row(
             step=content["step"],
             samples=content["samples"],
             attempt=content["attempt"],
             time=content["time"],
-            metrics={
-                name: math.nan if value is None else value
-                for name, value in content.items()
-                if name not in _NOT_METRICS
-            },
+            metrics={name: math.nan if value is None else value for name, value in metrics.items()},
             skipped=content.get("skipped", False),
         )
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    return row if _is_sound(row) and all(map(_is_metric, metrics.items())) else None
+
+
+def _is_sound(row: Row) -> bool:
+    counts = (row.step, row.samples, row.attempt)
+    in_time = fits(row.time, float) and 0 <= row.time <= LATEST_TIME
+    return in_time and all(fits(count, int) and count >= 0 for count in counts) and isinstance(row.skipped, bool)
+
+
+def _is_metric(named: tuple[str, object]) -> bool:
+    name, value = named
+    return len(name) <= MAX_NAME and (value is None or fits(value, float))

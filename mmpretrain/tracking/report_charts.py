@@ -171,7 +171,7 @@ def _limits(drawn: Sequence[Sequence[Bucket]], logarithmic: bool) -> tuple[float
     low, high = min(*lines, lows[len(lows) // 100]), max(*lines, highs[-1 - len(highs) // 100])
     if logarithmic:
         return 10 ** (math.log10(low) - 0.1), 10 ** (math.log10(high) + 0.1)
-    if high == low:
+    if math.isclose(high, low):  # closer than a float can be divided
         return (low - 1.0, high + 1.0) if low == 0 else (min(0.0, 2 * low), max(0.0, 2 * high))
     air = 0.06 * (high - low)
     return (0.0 if 0 <= low < 0.35 * high else low - air), high + air

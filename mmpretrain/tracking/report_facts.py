@@ -1,20 +1,21 @@
 """Everything a run folder tells, as typed facts for its report.
 
 Enter: a run folder, whole or partial. Leave: `RunStory`; files that are absent leave their facts empty. Refuses a
-folder without a single step, naming what to look at instead.
+folder without a single step, naming what to look at instead, and files that hold something else than a run writes.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from mmpretrain.core.errors import DataError
+from mmpretrain.core.errors import ConfigError, DataError
+from mmpretrain.core.json_text import parse_json
+from mmpretrain.core.run_files import LATEST_TIME, fits
 from mmpretrain.core.types import Pictures
+from mmpretrain.core.yaml_source import read_text
 from mmpretrain.tracking.pictures import inside, read_pictures
 from mmpretrain.tracking.record import Row, read_record, surviving_rows
 
@@ -100,7 +101,7 @@ def read_story(run_dir: Path) -> RunStory:
         )
     state, message = _state(run_dir, record.rows[-1].time)
     config_path = run_dir / "config.yaml"
-    config_text = config_path.read_text(encoding="utf-8") if config_path.is_file() else ""
+    config_text = config_path.read_text(encoding="utf-8", errors="replace") if config_path.is_file() else ""
     return RunStory(
         run_dir=run_dir,
         state=state,
@@ -110,7 +111,7 @@ def read_story(run_dir: Path) -> RunStory:
         torn=record.torn,
         attempts=tuple(_attempts(run_dir, record.rows)),
         config_text=config_text,
-        config=_mapping(config_text),
+        config=read_saved_config(config_path),
         skip_reasons=Counter(str(line["reason"]) for line in _json_lines(run_dir / "ledger.jsonl") if "reason" in line),
         retrieved=tuple(_retrieved(run_dir / "evaluation")),
         pictures=read_pictures(run_dir),
@@ -122,50 +123,67 @@ def _state(run_dir: Path, last_row: float) -> tuple[str, str]:
     if "state" in outcome:
         return str(outcome["state"]), str(outcome.get("message", ""))
     beat = _json_object(run_dir / "heartbeat.json").get("time")
-    silent_s = time.time() - max(last_row, beat if isinstance(beat, int | float) else 0.0)
+    silent_s = time.time() - max(last_row, _time(beat) or 0.0)
     if silent_s < SIGN_OF_LIFE_S:
         return "running", ""
     return "crashed", "The last attempt ended without an outcome: it was killed, or its machine was lost."
 
 
 def _attempts(run_dir: Path, rows: tuple[Row, ...]) -> Iterator[Attempt]:
-    begun = {line["attempt"]: line for line in _json_lines(run_dir / "attempts.jsonl") if "attempt" in line}
+    begun = {
+        line["attempt"]: line for line in _json_lines(run_dir / "attempts.jsonl") if fits(line.get("attempt"), int)
+    }
     for number in dict.fromkeys(row.attempt for row in rows):
         own = [row for row in rows if row.attempt == number]
         steps = [row.step for row in own if row.is_training] or [own[0].step]
         resumed = [row.step for row in rows if row.attempt > number and row.is_training]
-        start, ranks = begun.get(number, {}).get("time"), begun.get(number, {}).get("ranks")
+        start, ranks = _time(begun.get(number, {}).get("time")), begun.get(number, {}).get("ranks")
         yield Attempt(
             number=number,
-            begun=start if isinstance(start, int | float) else own[0].time - own[0].metrics.get("perf/step_s", 0.0),
+            begun=_begin_of(own[0]) if start is None else start,
             ended=own[-1].time,
             first_step=steps[0],
             last_step=steps[-1],
             lost_steps=max(0, steps[-1] - min(resumed) + 1) if resumed else 0,
-            ranks=ranks if isinstance(ranks, int) else None,
+            ranks=ranks if isinstance(ranks, int) and fits(ranks, int) else None,
         )
+
+
+def _time(told: object) -> float | None:
+    """Seconds since 1970, where that is what a file tells."""
+    return told if isinstance(told, int | float) and fits(told, float) and 0 <= told <= LATEST_TIME else None
+
+
+def _begin_of(first: Row) -> float:
+    """When an attempt began whose own word is lost."""
+    return _time(first.time - first.metrics.get("perf/step_s", 0.0)) or first.time
 
 
 def _retrieved(folder: Path) -> Iterator[Retrieved]:
     path = folder / "retrieval-samples.json"
     if not path.is_file():
         return
-    for sample in json.loads(path.read_text(encoding="utf-8")):
-        yield Retrieved(
-            query=sample["query"],
-            key=sample["key"],
-            images=tuple(inside(folder, name) for name in sample["images"]),
-            scores=tuple(sample["scores"]),
-            correct=sample["correct"],
-        )
+    try:
+        for sample in parse_json(path.read_text(encoding="utf-8")):
+            yield _retrieved_sample(folder, sample)
+    except (ValueError, KeyError, TypeError) as fault:
+        raise DataError(f"{path} is no list of what was retrieved ({fault}); evaluate the run again") from fault
+
+
+def _retrieved_sample(folder: Path, sample: Mapping[str, Any]) -> Retrieved:
+    scores, correct = tuple(sample["scores"]), sample["correct"]
+    if not all(fits(score, float) for score in scores) or not fits(correct, int | None):
+        raise ValueError("scores or places are no numbers")
+    images = tuple(inside(folder, name) for name in sample["images"])
+    return Retrieved(str(sample["query"]), str(sample["key"]), images, scores, correct)
 
 
 def _json_object(path: Path) -> dict[str, object]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as fault:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
         raise DataError(f"{path} is no JSON ({fault}); remove it and report again") from fault
     return content if isinstance(content, dict) else {}
 
@@ -174,15 +192,20 @@ def _json_lines(path: Path) -> Iterator[dict[str, object]]:
     """Objects of a JSONL file; lines cut short by a kill are left out."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
         try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
+            content = parse_json(line)
+        except ValueError:
             continue
         if isinstance(content, dict):
             yield content
 
 
-def _mapping(text: str) -> Mapping[str, object]:
-    content = yaml.safe_load(text) if text else {}
+def read_saved_config(path: Path) -> Mapping[str, object]:
+    """A run's `config.yaml` as it stands, whatever version wrote it; empty where there is none."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    try:
+        content = read_text(text, str(path)).plain()
+    except ConfigError as fault:
+        raise DataError(f"{fault}; put the run's own config back, or remove it") from fault
     return content if isinstance(content, dict) else {}

@@ -4,10 +4,12 @@ Enter: the story of a run. Leave: charts and a table. Figures are of the time be
 that all take as long as the slowest.
 """
 
+import math
 from collections import Counter
 from html import escape
 
 from mmpretrain.core.run_files import read_ranks
+from mmpretrain.tracking.record import Row
 from mmpretrain.tracking.report_charts import Chart, Series
 from mmpretrain.tracking.report_curves import curve
 from mmpretrain.tracking.report_facts import RunStory
@@ -24,9 +26,13 @@ def rank_charts(story: RunStory) -> list[Chart]:
     return [Chart("Seconds of a step before ranks meet", series, wide=True)]
 
 
+def _tells_slowest(row: Row) -> bool:
+    return math.isfinite(row.metrics.get("rank/slowest", math.nan))
+
+
 def slowest_ranks(story: RunStory) -> str:
     """Which rank was slowest how often in the newest attempt, with its host."""
-    newest = [row for row in story.steps if row.attempt == story.attempts[-1].number and "rank/slowest" in row.metrics]
+    newest = [row for row in story.steps if row.attempt == story.attempts[-1].number and _tells_slowest(row)]
     if not newest or (story.attempts[-1].ranks or 1) < 2:
         return ""
     hosts = {one.rank: one.node for one in read_ranks(story.run_dir)}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
+from mmpretrain.tracking.pictures import decoded
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,7 +53,7 @@ class TensorBoardTracker:
         self._scalars(step, metrics)
         for name, shown in (pictures or {}).items():
             for number, picture in enumerate(shown):
-                self._writer.add_image(f"{name}/{number}", _pixels(picture.path), step, dataformats="HWC")
+                self._writer.add_image(f"{name}/{number}", np.asarray(decoded(picture.path)), step, dataformats="HWC")
         self._writer.flush()
 
     def note(self, message: str) -> None:
@@ -71,10 +71,3 @@ class TensorBoardTracker:
     def _scalars(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
-
-
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -19,9 +20,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from mmpretrain.core.errors import DataError
 from mmpretrain.core.types import Pictures, StepReport
 from mmpretrain.tracking.background import Worker, one_line
 from mmpretrain.tracking.base import Outcome, RunFacts, TrackerConfig
+from mmpretrain.tracking.pictures import decoded
 
 if TYPE_CHECKING:
     import wandb
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id"
 STEP = "train/step"
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 Mode = Literal["online", "offline", "disabled"]
 
 
@@ -200,13 +204,11 @@ class WandbTracker:
 def media(pictures: Pictures) -> dict[str, list[wandb.Image]]:
     """Pixels as they are now, since the next evaluation may replace the files before these are sent."""
     import wandb
-    from PIL import Image
 
     found: dict[str, list[wandb.Image]] = {}
     for name, shown in pictures.items():
         for picture in shown:
-            with Image.open(picture.path) as image:
-                found.setdefault(name, []).append(wandb.Image(image.convert("RGB"), caption=picture.caption))
+            found.setdefault(name, []).append(wandb.Image(decoded(picture.path), caption=picture.caption))
     return found
 
 
@@ -215,7 +217,10 @@ def run_id(run_dir: Path) -> str:
     path = run_dir / ID_FILE
     if not path.exists():
         path.write_text(secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
+    found = path.read_text(errors="replace").strip()
+    if not _ID.fullmatch(found):  # it becomes part of a path
+        raise DataError(f"{path} holds {found[:40]!r}, which is no id of a W&B run; remove the file for a new one")
+    return found
 
 
 def has_credentials() -> bool:

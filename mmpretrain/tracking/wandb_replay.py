@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mmpretrain.core.errors import ClusterError, DataError
 from mmpretrain.tracking.pictures import read_pictures
 from mmpretrain.tracking.record import Row, read_metrics
+from mmpretrain.tracking.report_facts import read_saved_config
 from mmpretrain.tracking.wandb import WandbConfig, best_metrics, first_line, has_credentials, media, open_run, wandb_row
 
 
@@ -39,7 +39,7 @@ def replay(run_dir: Path, project: str | None = None, offline: bool = False) -> 
     rows = read_metrics(run_dir)
     if not rows:
         raise DataError(f"{run_dir}/metrics.jsonl holds no whole row; there is nothing to replay")
-    saved = _saved_config(run_dir)
+    saved = read_saved_config(run_dir / "config.yaml")
     tracker = _tracker_config(saved, project)
     online = has_credentials() and not offline
     folder = _write(tracker, run_dir, saved, rows, online)
@@ -68,17 +68,12 @@ def _write(tracker: WandbConfig, run_dir: Path, saved: Mapping[str, object], row
     return folder
 
 
-def _saved_config(run_dir: Path) -> Mapping[str, object]:
-    path = run_dir / "config.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
-
-
 def _tracker_config(saved: Mapping[str, object], project: str | None) -> WandbConfig:
     """The run's own W&B settings, where it had any."""
     tracking = saved.get("tracking")
-    trackers = tracking.get("trackers", []) if isinstance(tracking, dict) else []
-    own = next((one for one in trackers if isinstance(one, dict) and one.get("kind") == "wandb"), {})
+    trackers = tracking.get("trackers") if isinstance(tracking, dict) else None
+    listed = trackers if isinstance(trackers, list) else []
+    own = next((one for one in listed if isinstance(one, dict) and one.get("kind") == "wandb"), {})
     try:
         return WandbConfig.model_validate({**own, **({"project": project} if project else {})})
     except ValidationError as fault:

@@ -44,7 +44,7 @@ def account_of(run: Path) -> Account:
     train = config.data.train
     sources = open_sources({name: source.shards for name, source in train.sources.items()}, cache=config.data.cache)
     return take_account(
-        order_of(train, sources, config.seed),
+        order_of(train, sources, config.seed, config.global_batch_size),
         config.global_batch_size,
         _read_consumed(record),
         read_ledger(run / run_files.LEDGER),

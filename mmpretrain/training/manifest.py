@@ -1,24 +1,28 @@
 """The files of a checkpoint: its manifest, what damages it, and reading any range of any tensor from it.
 
 Enter: a checkpoint folder. Leave: the manifest, whole tensors or ranges. Refuses files whose size or SHA-256 differ,
-and a manifest that differs from the SHA-256 it ends with.
+a manifest that differs from the SHA-256 it ends with, and one that names files elsewhere or pieces that do not make up
+their tensors: a stranger may have written it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mmpretrain.core.errors import CheckpointError
-from mmpretrain.core.run_files import MANIFEST
+from mmpretrain.core.folders import is_plain_name
+from mmpretrain.core.json_text import parse_json
+from mmpretrain.core.run_files import MANIFEST, fits, record_of
 
 FORMAT = 2
 _UNSEALED = 1
@@ -55,8 +59,10 @@ class Position:
 
     @classmethod
     def read(cls, raw: dict[str, Any]) -> Position:
-        """From the JSON of a manifest."""
-        return cls(**{**raw, "passed_over": tuple(PassedOver(**one) for one in raw.get("passed_over", ()))})
+        """From the JSON of a manifest; ValueError where it tells no place of a run."""
+        plain = {name: value for name, value in raw.items() if name != "passed_over"}
+        passed_over = tuple(record_of(PassedOver, one) for one in raw.get("passed_over", ()))
+        return replace(record_of(cls, plain), passed_over=passed_over)
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest's form; CheckpointError names what is wrong."""
     try:
         text = (path / MANIFEST).read_text()
-        raw = json.loads(text)
+        raw = parse_json(text)
         if raw["format"] not in (_UNSEALED, FORMAT):
             raise CheckpointError(f"{path / MANIFEST}: format {raw['format']}, this version reads format {FORMAT}")
         if raw["format"] == FORMAT and text != _sealed(text[: -len(_sealed(""))] + "}"):
             raise CheckpointError(f"{path / MANIFEST} does not match its own SHA-256")
-        return Manifest(
+        manifest = Manifest(
             position=Position.read(raw["position"]),
             zero_stage=raw["zero_stage"],
             world_size=raw["world_size"],
@@ -110,8 +116,38 @@ def read_manifest(path: Path) -> Manifest:
             },
             files={name: (int(size), str(digest)) for name, (size, digest) in raw["files"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        _refuse_lies(manifest)
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as fault:
         raise CheckpointError(f"{path}: no readable {MANIFEST} ({fault})") from fault
+
+
+def _refuse_lies(manifest: Manifest) -> None:
+    """ValueError names what no save would have written."""
+    for name in manifest.files:
+        if not is_plain_name(name):
+            raise ValueError(f"it names a file {name!r}, which is none of its folder")
+    if not all(fits(n, int) for n in (manifest.zero_stage, manifest.world_size, manifest.optimizer_step)):
+        raise ValueError("stage, ranks or optimizer step are no numbers")
+    if not manifest.pieces.keys() <= manifest.shapes.keys():
+        raise ValueError("it has pieces of a tensor without a shape")
+    for name, kinds in manifest.pieces.items():
+        shape = manifest.shapes[name]
+        if not isinstance(shape, list) or not all(fits(size, int) and size >= 0 for size in shape):
+            raise ValueError(f"the shape of {name} is {shape}")
+        for key, pieces in kinds.items():
+            if not _make_up(pieces, math.prod(shape), manifest.files):
+                raise ValueError(f"the pieces of {key!r} of {name} do not make up its {math.prod(shape)} elements")
+
+
+def _make_up(pieces: Sequence[Piece], total: int, files: Mapping[str, object]) -> bool:
+    """Whether they follow each other from the first element to the last, in files of the checkpoint."""
+    end = 0
+    for piece in pieces:
+        if not fits(piece.length, int) or piece.length < 0 or piece.offset != end or piece.file not in files:
+            return False
+        end += piece.length
+    return end == total
 
 
 def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
@@ -126,12 +162,16 @@ def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {fault}")
     weights: dict[str, Tensor] = {}
     wanted = ("average", "master", "replica") if averaged else ("master", "replica")
-    with Reader(path) as reader:
-        for name, kinds in manifest.pieces.items():
-            key = next(one for one in wanted if one in kinds)
-            length = sum(piece.length for piece in kinds[key])
-            flat = reader.read(name, key, kinds[key], 0, length)
-            weights[name] = flat.view(manifest.shapes[name])
+    try:
+        with Reader(path) as reader:
+            for name, kinds in manifest.pieces.items():
+                key = next((one for one in wanted if one in kinds), None)
+                if key is None:
+                    raise CheckpointError(f"{path}: {name} has none of {', '.join(wanted)}")
+                shape = manifest.shapes[name]
+                weights[name] = reader.read(name, key, kinds[key], 0, math.prod(shape)).view(shape)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: its weights cannot be read ({error})") from error
     return weights
 
 
@@ -195,6 +235,10 @@ class Reader:
             start, stop = max(position, piece.offset), min(end, piece.offset + piece.length)
             if start == position < stop:
                 stored = self._file(piece.file).get_slice(address(name, key, piece.offset))
+                if stored.get_shape() != [piece.length]:
+                    raise CheckpointError(
+                        f"{piece.file} holds {key!r} of {name} in another shape than the manifest says"
+                    )
                 parts.append(stored[start - piece.offset : stop - piece.offset])
                 position = stop
         if position != end:

@@ -65,7 +65,7 @@ class RunFolder:
     def attempts(self) -> int:
         """Number of attempts begun so far."""
         path = self.path / run_files.ATTEMPTS
-        return len(path.read_text().splitlines()) if path.exists() else 0
+        return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
     def write_config(self, config_yaml: str) -> None:
         """`config.yaml`: the resolved config of the newest attempt that could begin."""
@@ -157,23 +157,18 @@ class RunFolder:
     def take_control(self, name: str) -> str | None:
         """The text of the control file `name`, which is removed; None where there is none."""
         path = self.control / name
-        if not path.exists():
-            return None
-        try:
-            content = path.read_text().strip()
-        except PermissionError:  # of a teammate whose files are his alone
-            content = ""
-        except FileNotFoundError:
-            return None
-        path.unlink(missing_ok=True)
+        content = run_files.read_request(path)
+        if content is not None:
+            path.unlink(missing_ok=True)
         return content
 
     def take_numbered_control(self, name: str) -> int:
         """N of a control file `name:N`, which is removed; 0 where there is none."""
         for path in self.control.glob(f"{name}:*"):
             number = path.name.partition(":")[2]
-            path.unlink(missing_ok=True)
-            if number.isdigit():
+            if path.is_file():
+                path.unlink(missing_ok=True)
+            if number.isdecimal():
                 return int(number)
             log.warning("control/%s is not followed; write e.g. control/%s:10", path.name, name)
         return 0

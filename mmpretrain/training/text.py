@@ -5,9 +5,10 @@ Enter: a RunConfig. Leave: where the tokenizer lies and what a text tower must k
 Refused: a named tokenizer that gives words other numbers than the parent's.
 """
 
-from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts, train_tokenizer
+from data_pipeline.tokenizer import tokenizer_facts, train_tokenizer
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
+from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.parent import Parent

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts
+from data_pipeline.tokenizer import tokenizer_facts
 from mmpretrain.config import RunConfig
 from mmpretrain.core.config import load_config
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.run_files import CONFIG, MANIFEST
 from mmpretrain.core.types import Codec
 from mmpretrain.models.config import resolve

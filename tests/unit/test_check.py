@@ -59,7 +59,7 @@ def test_every_fault_of_a_folder_is_told_in_one_go(tmp_path: Path, capsys: pytes
     ("member", "content", "message"),
     [
         ("jpg", picture()[:1500], ".jpg: the image cannot be decoded: image file is truncated"),
-        ("jpg", b"<html>", ".jpg: the image cannot be decoded: cannot identify image file"),
+        ("jpg", b"<html>", ".jpg: the image cannot be opened: of no known format"),
         ("json", b"{", "the .json member is not JSON"),
         ("json", b'{"captions": [1]}', "the captions in .json are not a list of text"),
         ("txt", b"\xff\xfe", "the .txt member is not UTF-8"),

@@ -244,7 +244,7 @@ def test_columns_are_named_where_they_cannot_be_told(photos: Path, tmp_path: Pat
         (
             "t.jsonl",
             '{"image": "a.jpg", "caption": 5}',
-            "row 1, column 'caption' is neither text nor a list of text: 5",
+            "row 1, column 'caption': what stands there is neither text nor a list of text: 5",
         ),
         ("t.parquet", "x", "is no readable Parquet"),
     ],

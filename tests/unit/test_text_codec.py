@@ -104,5 +104,7 @@ def test_tokenizers_that_cannot_serve_are_refused(tokenizer: str, tmp_path: Path
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))).save_pretrained(tmp_path / "t")
     with pytest.raises(ConfigError, match="has no pad token"):
         build(str(tmp_path / "t"))
-    with pytest.raises(ConfigError, match="cannot be loaded; name a folder or a hub tokenizer"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be loaded .*; give a folder that holds a tokenizer.json or a hub name"
+    ):
         build(str(tmp_path / "absent"))

@@ -7,8 +7,9 @@ import pytest
 import webdataset
 from transformers import AutoTokenizer
 
-from data_pipeline.tokenizer import load_tokenizer, tokenizer_facts, train_tokenizer
+from data_pipeline.tokenizer import tokenizer_facts, train_tokenizer
 from mmpretrain.core.errors import ConfigError, DataError
+from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.types import TokenizerFacts
 
 CAPTIONS = [f"A {colour} {thing}, photographed." for colour in ("red", "blue") for thing in ("dog", "boat", "house")]

@@ -93,6 +93,10 @@ class TowerConfig(Config):
         """This config with what it left to the tokenizer, or to a folder of weights, written into it."""
         return self
 
+    def reads_elsewhere(self, modality: str) -> bool:
+        """Whether building the tower would read a folder of weights or the hub, because it was never resolved."""
+        return False
+
     @abstractmethod
     def input_field(self, modality: str) -> FieldSpec:
         """Shape and dtype of one input row: what the codec must produce."""

@@ -51,6 +51,9 @@ class FramesTowerConfig(TowerConfig):
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         return self.model_copy(update={"image": self.image.resolve("image", tokenizer)})
 
+    def reads_elsewhere(self, modality: str) -> bool:
+        return self.image.reads_elsewhere("image")
+
     def input_field(self, modality: str) -> FieldSpec:
         image = self.image.input_field("image")
         return FieldSpec((self.frames, *image.shape), image.dtype)

@@ -77,6 +77,10 @@ class HFAutoTowerConfig(TowerConfig):
         if modality not in HALVES:
             raise ValueError(f"a tower of kind hf_auto reads {', '.join(HALVES)}, not {modality!r}")
 
+    def reads_elsewhere(self, modality: str) -> bool:
+        lacks_pixels = modality in ("image", "video") and (self.mean is None or self.std is None)
+        return self.architecture is None or lacks_pixels or (modality == "audio" and self.sound is None)
+
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         found: dict[str, Any] = {}
         if self.architecture is None:

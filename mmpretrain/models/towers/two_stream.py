@@ -63,6 +63,9 @@ class TwoStreamTowerConfig(TowerConfig):
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         return self.model_copy(update={"rgb": self.rgb.resolve("video", tokenizer)})
 
+    def reads_elsewhere(self, modality: str) -> bool:
+        return self.rgb.reads_elsewhere("video")
+
     def input_field(self, modality: str) -> FieldSpec:
         return self.rgb.input_field("video")
 
