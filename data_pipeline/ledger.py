@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmpretrain.core.errors import DataError
+from mmpretrain.core.run_files import record_of, whole_rows
 from mmpretrain.core.types import Skip, StepReport
 
 BUDGET_MIN_SAMPLES = 1000
@@ -64,9 +65,10 @@ class Ledger:
 
 def read_ledger(path: Path) -> list[Skip]:
     """The skips a ledger holds, without a last line that a crash cut off."""
-    if not path.exists():
-        return []
-    return [Skip(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    try:
+        return [record_of(Skip, row) for row in whole_rows(path)]
+    except ValueError as error:
+        raise DataError(f"{path} holds a row that is no skip ({error}); mend or remove it") from error
 
 
 def _drop_cut_line(path: Path) -> None:

@@ -122,7 +122,7 @@ def code_hash(folder: Path) -> str:
 
 
 def _disk(spec: JobSpec) -> Iterator[str]:
-    newest = max((spec.run / run_files.CHECKPOINTS).glob("step-*"), default=None)
+    newest = max(run_files.saved_checkpoints(spec.run / run_files.CHECKPOINTS), default=None)
     size = 0 if newest is None else sum(path.stat().st_size for path in newest.iterdir())
     needed, free = MIN_DISK_MIB + 2 * size // MIB, shutil.disk_usage(spec.run).free // MIB
     if free < needed:

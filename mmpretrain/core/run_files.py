@@ -9,10 +9,12 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from mmpretrain.core.errors import DataError
 from mmpretrain.core.json_text import parse_json
 
 RecordT = TypeVar("RecordT")
@@ -124,8 +126,12 @@ def last_step(run: Path) -> int:
 
 def last_saved_step(run: Path) -> int:
     """The newest step that has a checkpoint; 0 where there is none."""
-    names = [path.name.removeprefix("step-") for path in (run / CHECKPOINTS).glob("step-*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max((int(path.name.removeprefix("step-")) for path in saved_checkpoints(run / CHECKPOINTS)), default=0)
+
+
+def saved_checkpoints(folder: Path) -> list[Path]:
+    """What is named as a checkpoint in a folder of them, the newest last; anything else that stands there is none."""
+    return sorted(path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
 
 
 def stack_file(run: Path, rank: int) -> Path:
@@ -178,6 +184,22 @@ def this_rank(rank: int) -> RankProcess:
     return RankProcess(rank, os.getpid(), node_name(), time.time())
 
 
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file of a run, without a last line that a kill cut off; none where there is no file."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{place} is no row that a run wrote ({error}); mend or remove the line") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is no row that a run wrote, but a {type(row).__name__}; mend or remove the line")
+    return row
+
+
 def record_of(kind: type[RecordT], content: object) -> RecordT:
     """A record from its JSON; ValueError says which field is no such thing.
 
@@ -185,7 +207,7 @@ def record_of(kind: type[RecordT], content: object) -> RecordT:
     """
     if not isinstance(content, dict):
         raise ValueError(f"saw a {type(content).__name__}, expected an object")
-    types = get_type_hints(kind)
+    types = _types_of(kind)
     values = {name: value for name, value in content.items() if name in types}
     for name, value in values.items():
         if not fits(value, types[name]):
@@ -194,6 +216,11 @@ def record_of(kind: type[RecordT], content: object) -> RecordT:
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+@cache
+def _types_of(kind: type[object]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def fits(value: object, wanted: Any) -> bool:

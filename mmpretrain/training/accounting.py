@@ -4,7 +4,6 @@ Enter: a run folder, of a run that ended, was killed, or goes on. Leave: an `Acc
 without the record of what steps consumed, and, as a DataError, a run that lost or repeated samples.
 """
 
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -55,8 +54,7 @@ def account_of(run: Path) -> Account:
 def _read_consumed(record: Path) -> list[Consumed]:
     """Without a last line that a kill cut off."""
     try:
-        rows = [json.loads(line) for line in record.read_text().split("\n")[:-1]]
-        return [Consumed(int(row["step"]), int(row["digest"], 16)) for row in rows]
+        return [Consumed(int(row["step"]), int(row["digest"], 16)) for row in run_files.whole_rows(record)]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{record} is damaged ({error}); what its run consumed cannot be proven") from error
 

@@ -13,6 +13,7 @@ import torch
 
 from mmpretrain.core import collectives
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.run_files import saved_checkpoints
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.fragments import Fragment, refresh, set_optimizer_step
 from mmpretrain.training.manifest import Manifest, Position, Reader, damage, read_manifest
@@ -51,8 +52,7 @@ def load(engine: Engine, folder: Path) -> Position | None:
 def find_newest_valid(folder: Path) -> tuple[Path | None, Manifest | None]:
     """The newest checkpoint whose every file has the size and digest of its manifest. Communicates: ranks share the
     hashing and agree."""
-    candidates = sorted(folder.glob("step-*"), reverse=True) if folder.is_dir() else []
-    candidates = collectives.gather_objects(candidates)[0]
+    candidates = collectives.gather_objects(saved_checkpoints(folder)[::-1])[0]
     for path in candidates:
         manifest, fault = _inspect(path)
         faults = [one for one in collectives.gather_objects(fault) if one]

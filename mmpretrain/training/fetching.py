@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from data_pipeline.stores import AbsentObject, Patience, check_client, list_subfolders, read_file, read_whole
 from mmpretrain.core.errors import CheckpointError
-from mmpretrain.core.run_files import MANIFEST
+from mmpretrain.core.run_files import MANIFEST, saved_checkpoints
 from mmpretrain.training.manifest import damage, read_manifest
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _LEAST_BYTES_PER_S = 2**20
 def fetch_newest(url: str, folder: Path) -> None:
     """Copy the newest checkpoint below `url` into `folder`, unless there is one. One rank calls it."""
     check_client(url)
-    if any(folder.glob("step-*")):
+    if saved_checkpoints(folder):
         return
     faults = []
     for source, content in _whole_ones(url):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from mmpretrain.config_checkpoint import BestConfig, CheckpointConfig
+from mmpretrain.core.run_files import saved_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def retain(
     run passed over and will write again: they stay until then, and count for nothing. `figures` are those of
     `keep_best` by step; `in_use` are steps whose checkpoints are being read.
     """
-    steps = [step for step in (step_of(path) for path in sorted(folder.glob("step-*"))) if step <= newest]
+    steps = [step for step in map(step_of, saved_checkpoints(folder)) if step <= newest]
     kept = {*steps[-rules.keep_last :], *in_use}
     if rules.keep_every is not None:
         kept.update(step for step in steps if step % rules.keep_every == 0)

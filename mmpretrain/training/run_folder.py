@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmpretrain.core import run_files
-from mmpretrain.core.errors import ClusterError
+from mmpretrain.core.errors import ClusterError, DataError
 from mmpretrain.core.run_files import Heartbeat, Outcome, Phase, State
 from mmpretrain.core.types import StepReport
 
@@ -127,13 +127,12 @@ class RunFolder:
 
     def uploaded_steps(self) -> set[int]:
         """Checkpoints that were uploaded, as `checkpoints.jsonl` says, and not written again since."""
-        path, found = self.path / run_files.CHECKPOINT_EVENTS, set[int]()
-        for line in path.read_text().split("\n")[:-1] if path.exists() else ():
-            row = json.loads(line)
-            if row["event"] == "uploaded":
-                found.add(row["step"])
-            elif row["event"] == "valid":
-                found.discard(row["step"])
+        found = set[int]()
+        for row in run_files.whole_rows(self.path / run_files.CHECKPOINT_EVENTS):
+            if row.get("event") == "uploaded":
+                found.add(_number_in(row, "step"))
+            elif row.get("event") == "valid":
+                found.discard(_number_in(row, "step"))
         return found
 
     def rewind(self, step: int, position: int) -> None:
@@ -150,8 +149,8 @@ class RunFolder:
         ):
             path = self.path / name
             if path.exists():
-                rows = path.read_text(encoding="utf-8").split("\n")[:-1]
-                kept = [row for row in rows if json.loads(row)[column] < end]
+                rows = run_files.whole_rows(path)
+                kept = [json.dumps(row, ensure_ascii=False) for row in rows if _number_in(row, column) < end]
                 self._replace(name, "".join(f"{row}\n" for row in kept))
 
     def take_control(self, name: str) -> str | None:
@@ -179,3 +178,11 @@ class RunFolder:
 
     def _replace(self, name: str, content: str) -> None:
         run_files.replace(self.path / name, content)
+
+
+def _number_in(row: Mapping[str, object], column: str) -> int:
+    """What a row of a run's own files counts."""
+    number = row.get(column)
+    if not isinstance(number, int):
+        raise DataError(f"a row of the run counts no {column}: {str(row)[:80]}; mend or remove it")
+    return number

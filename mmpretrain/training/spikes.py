@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmpretrain.config import SpikeConfig
-from mmpretrain.core.errors import DivergenceError
+from mmpretrain.core.errors import DataError, DivergenceError
+from mmpretrain.core.run_files import record_of, whole_rows
 from mmpretrain.core.types import StepReport
 from mmpretrain.tracking.jsonl import METRICS_FILE
 from mmpretrain.tracking.record import read_metrics
@@ -68,10 +69,10 @@ def _distance(value: float, past: deque[float]) -> float:
 
 def read_rollbacks(run: Path) -> tuple[PassedOver, ...]:
     """What the run passed over so far, in order."""
-    path = run / ROLLBACKS
-    if not path.is_file():
-        return ()
-    return tuple(PassedOver(**json.loads(line)) for line in path.read_text().splitlines())
+    try:
+        return tuple(record_of(PassedOver, row) for row in whole_rows(run / ROLLBACKS))
+    except ValueError as error:
+        raise DataError(f"{run / ROLLBACKS} holds a row that is no return to a checkpoint ({error})") from error
 
 
 def restore_rollbacks(run: Path, passed_over: Sequence[PassedOver]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mmpretrain
+from mmpretrain.core.run_files import saved_checkpoints
 from mmpretrain.tracking.fanout import Trackers
 from mmpretrain.training.retention import name_of, step_of
 from mmpretrain.training.run_folder import RunFolder
@@ -74,7 +75,7 @@ class Uploads:
 
     def _left(self) -> list[int]:
         """Checkpoints that are here and not there."""
-        return sorted({step_of(path) for path in self.folder.checkpoints.glob("step-*")} - self._done)
+        return sorted(set(map(step_of, saved_checkpoints(self.folder.checkpoints))) - self._done)
 
     def _start(self, step: int) -> subprocess.Popen[bytes]:
         path = self.folder.checkpoints / name_of(step)

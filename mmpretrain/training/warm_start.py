@@ -13,6 +13,7 @@ from pathlib import Path
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import CheckpointError, ConfigError
 from mmpretrain.core.ranks import World
+from mmpretrain.core.run_files import saved_checkpoints
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent, open_pretrained
 from mmpretrain.models.transfer import take_over
@@ -68,7 +69,7 @@ def start_from(parent: Parent, model: MultimodalTransformer, folder: RunFolder, 
 
 def _continues(folder: RunFolder, name: str) -> bool:
     """Whether the folder holds a run that goes on; it must have begun from the same parent."""
-    if not any(folder.checkpoints.glob("step-*")):
+    if not saved_checkpoints(folder.checkpoints):
         return False
     began = folder.read_parent()
     if began is None or began["source"] != name:

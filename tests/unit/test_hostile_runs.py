@@ -11,6 +11,7 @@ from guard import only_within
 from hostile import DEEP, HUGE_NUMBER, exit_code
 from run_reports import write as write_attempt
 
+from data_pipeline.ledger import read_ledger
 from launcher import bad_nodes
 from launcher.backends.base import read_submission
 from launcher.status import status_of
@@ -21,6 +22,7 @@ from mmpretrain.tracking.pictures import decoded
 from mmpretrain.tracking.record import read_record
 from mmpretrain.tracking.wandb import run_id
 from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.spikes import read_rollbacks
 
 SCRIPT = "<script>alert(1)</script>"
 QUOTES = '"><img src=x onerror=alert(1)>'
@@ -241,3 +243,24 @@ def test_a_replay_refuses_settings_that_are_none(run: Path, capsys: pytest.Captu
     (run / "config.yaml").write_text("tracking: {trackers: [{kind: wandb, mode: !!python/name:os.system x}]}\n")
     assert exit_code("wandb", "sync", run, "--offline") == 3
     assert "the tag 'tag:yaml.org,2002:python/name:os.system' is not supported" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("row", ["{", "[1]", DEEP, '{"step": "one", "position": []}'])
+def test_a_row_that_is_none_is_named_before_a_run_goes_on(row: str, tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").write_text(f"{row}\nhalf a li")
+    with pytest.raises(DataError, match="a row|no row"):
+        RunFolder(tmp_path).rewind(3, 12)
+    with pytest.raises(DataError, match="ledger.jsonl(:1 is no row| holds a row that is no skip)"):
+        read_ledger(tmp_path / "ledger.jsonl")
+    (tmp_path / "checkpoints.jsonl").write_text(f'{{"event": "valid", "step": 3}}\n{row}\n')
+    (tmp_path / "rollbacks.jsonl").write_text(f"{row}\n")
+    with pytest.raises(DataError, match="rollbacks.jsonl"):
+        read_rollbacks(tmp_path)
+
+
+def test_what_is_no_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for name in ("step-00000002", "step-evil", "step-", "step-²", "step--1"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in run_files.saved_checkpoints(tmp_path / "checkpoints")] == ["step-00000002"]
+    assert run_files.last_saved_step(tmp_path) == 2
+    assert run_files.saved_checkpoints(tmp_path / "absent") == []
