@@ -239,6 +239,8 @@ def _batches(loader: DataLoader[Wire | MMPretrainError]) -> Iterator[Batch]:
                 raise item
             tensors, keys, skips, digest = item
             yield Batch(tensors, tuple(keys), tuple(skips), digest)
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
     finally:
         del items  # ends the workers at once, though a traceback may hold this frame
 

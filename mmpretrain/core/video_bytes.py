@@ -28,6 +28,8 @@ Frames = NDArray[np.uint8]
 
 _PADDED = 2
 """Sizes are coded in whole blocks, so a frame takes somewhat more pixels than it shows."""
+_EDGES = 2**20
+"""Pixels that FFmpeg counts beside those of a frame, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class EncodedVideo:
         with open_container(self.content, "video") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # workers share the cores already
-            stream.codec_context.options = {"max_pixels": str(_PADDED * self.max_pixels)}  # before memory is taken
+            most = _PADDED * self.max_pixels + _EDGES
+            stream.codec_context.options = {"max_pixels": str(most)}  # refused before memory is taken
             convert = _converter()
             shown = {number: self._pixels(frame, convert) for number, frame in self._decode(container, stream, numbers)}
         return np.stack([shown[number] for number in numbers.tolist()])
