@@ -184,10 +184,16 @@ class RunConfig(Config):
             )
 
 
+def _largest_divisor(number: int, most: int) -> int:
+    """The largest divisor up to `most`, or 1 where it is not among the largest million."""
+    least = -(-number // most)
+    return next((number // by for by in range(least, least + 1_000_000) if number % by == 0), 1)
+
+
 def _batch_rules(run: RunConfig) -> Iterator[Rule]:
     size, micro = run.global_batch_size, run.micro_batch_size
     if size % micro:
-        fit = max(d for d in range(1, micro + 1) if size % d == 0)
+        fit = _largest_divisor(size, micro)
         yield (
             ("micro_batch_size",),
             f"global_batch_size {size} is not a multiple of micro_batch_size {micro}; use e.g. micro_batch_size={fit}",

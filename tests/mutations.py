@@ -9,6 +9,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 NUMBERS = (0, 1, -1, 127, 255, 65535, (1 << 31) - 1, -(1 << 31), (1 << 32) - 1, (1 << 63) - 1, -(1 << 63))
@@ -121,9 +122,9 @@ def _change(container: Any, key: Any, chance: random.Random) -> None:
     elif kind == 1 and isinstance(container, dict):
         container[str(chance.choice(VALUES[13:19]))] = container.pop(key)
     elif kind == 2 and isinstance(container, list):
-        container.append(container[key])
+        container.append(deepcopy(container[key]))
     else:
-        container[key] = chance.choice(VALUES)
+        container[key] = deepcopy(chance.choice(VALUES))
 
 
 def resealed_tar(content: bytes) -> bytes:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from mmpretrain.core.errors import ConfigError
 
+MAX_WORDS = 1 << 24
+"""Far more than any tokenizer has; the library takes memory for as many as the largest number says."""
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +24,7 @@ def load_tokenizer(name: str | Path, local_only: bool = False) -> PreTrainedToke
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local_only)
-    except Exception as error:
+    except Exception as error:  # of garbage the Rust library raises just that
         raise ConfigError(
             f"tokenizer {str(name)!r} cannot be loaded ({_first_line(error)}); give a folder that holds a "
             f"tokenizer.json or a hub name, or leave data.tokenizer.path null to train one"
@@ -30,6 +33,9 @@ def load_tokenizer(name: str | Path, local_only: bool = False) -> PreTrainedToke
         raise ConfigError(f"tokenizer {str(name)!r} has no fast (Rust) version, which is needed; choose one that has")
     if tokenizer.pad_token_id is None:
         raise ConfigError(f"tokenizer {str(name)!r} has no pad token, which texts of a fixed length need; add one")
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= MAX_WORDS:
+        raise ConfigError(f"tokenizer {str(name)!r} gives a word the number {largest}, beyond {MAX_WORDS} words")
     return tokenizer
 
 

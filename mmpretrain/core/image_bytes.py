@@ -31,6 +31,7 @@ _DAMAGED = (
     LookupError,
     TypeError,
     struct.error,
+    MemoryError,
     Image.DecompressionBombError,
 )
 """What Pillow's readers raise on damaged files."""
@@ -159,6 +160,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: BaseException) -> str:
     """Pillow's message without the address of its buffer."""
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
     return "of no known format" if "BytesIO" in str(error) else str(error)
 
 

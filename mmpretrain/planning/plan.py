@@ -6,6 +6,7 @@ GPUs cannot share, with what to change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -165,7 +166,8 @@ def share_batch(config: RunConfig, gpus: int) -> BatchPlan:
 
 
 def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def _fit(workload: Workload, setting: Setting, machine: Machine) -> StageFit:

@@ -45,16 +45,20 @@ def account_of(run: Path) -> Account:
     return take_account(
         order_of(train, sources, config.seed, config.global_batch_size),
         config.global_batch_size,
-        _read_consumed(record),
+        _read_consumed(record, config.steps),
         read_ledger(run / run_files.LEDGER),
         [one.gap for one in read_rollbacks(run)],
     )
 
 
-def _read_consumed(record: Path) -> list[Consumed]:
-    """Without a last line that a kill cut off."""
+def _read_consumed(record: Path, last: int) -> list[Consumed]:
+    """Without a last line that a kill cut off; `last`: the run's last step."""
     try:
-        return [Consumed(int(row["step"]), int(row["digest"], 16)) for row in run_files.whole_rows(record)]
+        consumed = [Consumed(int(row["step"]), int(row["digest"], 16)) for row in run_files.whole_rows(record)]
+        beyond = next((one.step for one in consumed if not 0 < one.step <= last), None)
+        if beyond is not None:
+            raise ValueError(f"step {beyond} is none of the {last} of the run")
+        return consumed
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{record} is damaged ({error}); what its run consumed cannot be proven") from error
 

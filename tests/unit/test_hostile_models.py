@@ -19,7 +19,7 @@ from hostile import DEEP, HUGE_NUMBER, PICTURE, exit_code
 from published_model import write_unverified
 from safetensors.torch import save_file
 
-from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.errors import CheckpointError, ConfigError
 from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.inference.opening import load
 from mmpretrain.models.parent import open_pretrained
@@ -241,6 +241,14 @@ def test_a_hostile_tokenizer_is_refused(
     with only_within(tmp_path):
         assert exit_code("embed", folder, tmp_path / "a.png", "--out", tmp_path / "e.parquet") == 2
     assert f"error: tokenizer '{folder}' cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_two_billion_words_is_refused(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["model"]["vocab"]["red"] = (1 << 31) - 1
+    write(folder / "tokenizer.json", json.dumps(told))
+    with pytest.raises(ConfigError, match="gives a word the number 2147483647, beyond 16777216 words"):
+        load(folder, "cpu")
 
 
 def test_code_beside_a_model_is_never_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

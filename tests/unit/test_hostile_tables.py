@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +161,15 @@ def test_an_override_of_a_thousand_levels_is_refused(tmp_path: Path, capsys: pyt
     (tmp_path / "run.yaml").write_text(CONFIG)
     assert exit_code("config", "check", tmp_path / "run.yaml", "a." * 1000 + "b=1") == 2
     assert "saw no `key=value`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "micro"), [(64, (1 << 31) - 1), ((1 << 61) - 1, 1 << 60)])
+def test_sizes_beyond_all_bounds_are_refused_at_once(
+    size: int, micro: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text("defaults: [demo]\n")
+    begin = time.process_time()
+    arguments = [f"global_batch_size={size}", f"micro_batch_size={micro}"]
+    assert exit_code("config", "check", tmp_path / "run.yaml", *arguments) == 2
+    assert f"is not a multiple of micro_batch_size {micro}" in capsys.readouterr().err
+    assert time.process_time() - begin < 5
