@@ -5,8 +5,6 @@ in forward and backward, which is what a bf16 kernel gives. Without AVX-512 PyTo
 times as long as its fp32 kernels (torch 2.14, AVX2), so there the fp32 kernels multiply the rounded operands.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -15,7 +13,6 @@ from torch.nn import functional as F
 from mmpretrain.layers.kernels import kernel_device
 
 
-@cache
 def has_bf16_products() -> bool:
     """Whether this CPU multiplies bf16 faster than PyTorch's reference kernels do."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -30,7 +30,7 @@ def compile_blocks(model: nn.Module, cache: Path | None, device: torch.device) -
     import torch._dynamo  # a second, which only a run that compiles pays
 
     torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
-    torch._dynamo.assume_constant_result(products.has_bf16_products.__wrapped__)  # type: ignore[no-untyped-call]
+    torch._dynamo.assume_constant_result(products.has_bf16_products)  # type: ignore[no-untyped-call]
     blocks = [module for module in model.modules() if isinstance(module, CheckpointedBlock) and module.is_one]
     for block in blocks:
         block.run = torch.compile(block.run, dynamic=False, fullgraph=True)  # type: ignore[method-assign]
