@@ -207,7 +207,7 @@ def record_of(kind: type[RecordT], content: object) -> RecordT:
     """
     if not isinstance(content, dict):
         raise ValueError(f"saw a {type(content).__name__}, expected an object")
-    types = _types_of(kind)
+    types = _types_of(kind)  # type: ignore[arg-type]  # mypy doubts that a class can be hashed
     values = {name: value for name, value in content.items() if name in types}
     for name, value in values.items():
         if not fits(value, types[name]):
