@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SHELL := /bin/bash
+# Modules are compiled when they are first imported, not by pip, and kept, also where the environment says otherwise: a
+# start that compiles PyTorch and Transformers anew takes three times as long.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test pytest slurm lint bench clean
 .DEFAULT_GOAL := help
@@ -26,6 +29,7 @@ $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -c "import mmpretrain.training.run"
 	@touch $@
 
 demo: setup

@@ -32,9 +32,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("objectives", "accumulation"), [("spanning", 1), ("spanning", 2), ("spanning", 4), ("rows", 4)]
+    ("objectives", "ranks", "accumulation"),
+    [*(("spanning", ranks, times) for ranks in (1, 2, 4) for times in (1, 2, 4)), ("rows", cases.ROWS_RANKS, 4)],
 )
 def test_losses_and_weights_equal_one_plain_process(
     results: Path, objectives: str, stage: int, ranks: int, accumulation: int

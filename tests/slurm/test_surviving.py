@@ -3,17 +3,15 @@
 Real slurmctld, slurmd, sbatch and srun; two nodes with one gloo rank each under ZeRO-2.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cluster import comment_of, overrides, preempt, submit_run
+from launch import run_module, run_ranks
 
 from launcher.chaos.comparison import compare
 from launcher.chaos.faults import Site, faults_at
-from launcher.chaos.subject import DEADLINE_S, Subject
+from launcher.chaos.subject import Subject
 from launcher.diagnosis import doctor_run
 from launcher.history import Action, Attempt, Ending
 from launcher.progress import duration
@@ -28,12 +26,10 @@ SITE = Site("slurm", nodes=2)
 
 
 def train_uninterrupted(project: Path) -> Subject:
-    """The same config by torchrun alone, with no scheduler."""
+    """The same config with no scheduler."""
     output = project / "whole"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = ["-m", "mmpretrain.train", str(configs_folder() / "chaos.yaml"), *overrides(project), f"output={output}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    subprocess.run([*launch, *program], env=environment, timeout=DEADLINE_S, check=True, capture_output=True)
+    arguments = [str(configs_folder() / "chaos.yaml"), *overrides(project), f"output={output}"]
+    run_ranks(2, run_module, "mmpretrain.train", arguments)
     return Subject(output)
 
 
