@@ -27,7 +27,9 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
+	@echo "installing the pinned packages, two at a time"
+	@grep -v '^#' requirements.txt | xargs -P 2 -n 100 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
+	$(BIN)/python -m pip check
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -c "import mmpretrain.training.run"
 	@touch $@
