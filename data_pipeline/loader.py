@@ -9,7 +9,7 @@ import atexit
 import hashlib
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -193,11 +193,11 @@ class Loader:
 
     def _data_loader(self) -> DataLoader[Wire | MMPretrainError]:
         accumulation = self.micro_batches.plan.accumulation
-        numbers = [
+        numbers = (
             data_step(step, self.passed_over) * accumulation + index
             for step in range(self.start_step, self.micro_batches.steps)
             for index in range(accumulation)
-        ]
+        )
         return data_loader(self.micro_batches, numbers, self.workers, self.prefetch)
 
     def _positions(self, step: int) -> range:
@@ -208,7 +208,7 @@ class Loader:
 
 
 def data_loader(
-    dataset: Dataset[Wire | MMPretrainError], numbers: Sequence[int], workers: int, prefetch: int
+    dataset: Dataset[Wire | MMPretrainError], numbers: Iterable[int], workers: int, prefetch: int
 ) -> DataLoader[Wire | MMPretrainError]:
     """The items of these numbers in order. Workers are spawned, not forked: a copy of a process with CUDA, threads and
     sockets keeps their locks and ports; and their watch over the parent works, so that none outlives a killed rank."""

@@ -165,6 +165,8 @@ class RunConfig(Config):
                 ("precision",),
                 "fp16 scales its loss in a partitioned optimizer; set zero_stage to 1 or more, or precision to bf16",
             )
+        if self.engine.float8 and self.precision != "bf16":
+            yield ("engine", "float8"), f"gives bf16 and the precision is {self.precision}; set precision to bf16"
         if self.engine.compile and self.zero_stage == 3:
             yield (
                 ("engine", "compile"),

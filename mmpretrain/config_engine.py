@@ -80,6 +80,9 @@ class EngineConfig(Config):
     compile_cache: Path | None = None
     """Folder that keeps what was compiled for later runs; null: what TORCHINDUCTOR_CACHE_DIR says, else a folder in the
     node's temporary one."""
+    float8: bool = False
+    """Multiply in 8-bit floats in the blocks' linear layers of 1,024 and wider while training (Hopper GPUs and newer,
+    precision bf16); weights and their gradients keep their types."""
     trim_text: bool = True
     """Leave out the columns of texts that are padding in a whole micro-batch, but for a multiple of 8; results stay the
     same. Towers for which padding counts (SigLIP's) see it all either way."""

@@ -1,5 +1,6 @@
 """Fixtures every test may use: the folder of real photos and clips, found by an environment variable."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set MMPRETRAIN_TEST_DATA to the folder that holds flickr1k/")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives as long as the process; collections need not look through it."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,16 +1,17 @@
 """Launching real ranks that form one gloo group, one thread each; their output is kept for the failure message.
 
 `run_ranks` forks them from a server that has imported everything and computed nothing, so that a launch costs no
-imports and launches share no state. `torchrun_command` starts them as a user does.
+imports and launches share no state.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -36,16 +37,6 @@ PRELOAD = [
     "peft",
     "transformers.modeling_utils",
 ]
-
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """That of this process, with what every rank needs."""
-    return {**os.environ, **ENVIRONMENT, **(extra or {})}
-
-
-def torchrun_command(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """`arguments` is a script, or -m and a module, with what follows it."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), *arguments]
 
 
 def run_module(module: str, arguments: Sequence[str]) -> None:
@@ -93,6 +84,7 @@ def _run_rank(
     rank: int, ranks: int, port: int, log: Path, target: Callable[..., None], arguments: Sequence[object]
 ) -> None:
     """A rank's whole life; a target that left its group by itself, as training does, is as well."""
+    gc.freeze()  # DeepSpeed collects for each engine, and need not look through what the libraries made
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 from torch.nn import init
 
-from mmpretrain.layers import products
+from mmpretrain.layers import float8, products
 
 WORD_STD = 0.02
 TEXT_POSITION_STD = 0.01
@@ -47,12 +47,16 @@ class BlockScales:
 class Linear(nn.Linear):
     """A linear layer with normal weights of a given standard deviation and zero bias."""
 
+    float8 = False
+    """Whether its products are of 8-bit floats while it trains."""
+
     def __init__(self, in_features: int, out_features: int, std: float, bias: bool = True) -> None:
         self.std = std
         super().__init__(in_features, out_features, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        return products.linear(input, self.weight, self.bias)
+        multiply = float8.linear if self.float8 and self.training else products.linear
+        return multiply(input, self.weight, self.bias)
 
     def reset_parameters(self) -> None:
         init.normal_(self.weight, std=self.std)

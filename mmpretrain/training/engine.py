@@ -26,6 +26,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.trained_parts import learning_rate_shares
 from mmpretrain.training.averaged import WeightAverage
 from mmpretrain.training.compiling import compile_blocks
+from mmpretrain.training.float8 import use_float8
 from mmpretrain.training.fragments import Fragment, fragments, inner_optimizer, move_average
 from mmpretrain.training.muon import MuonAdamW
 from mmpretrain.training.optimizer import build_optimizer
@@ -72,6 +73,8 @@ class Engine:
         self.model = model
         model.autocast_dtype = AUTOCAST[config.precision]
         model.set_activation_checkpointing(config.engine.activation_checkpointing)
+        if config.engine.float8:
+            use_float8(model, device)
         if config.engine.compile:
             compile_blocks(model, config.engine.compile_cache, device)
         accumulation = config.global_batch_size // (config.micro_batch_size * world_size())

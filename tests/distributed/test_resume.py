@@ -4,18 +4,20 @@ Five real launches on the same tiny set: uninterrupted, killed, and resumed at 2
 """
 
 import json
+import os
 import random
 import shutil
-import subprocess
+import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
-from launch import TIMEOUT_S, environment, run_module, run_ranks, torchrun_command
+from launch import TIMEOUT_S, run_module, run_ranks
 
 from data_pipeline.make import make
+from mmpretrain.core.run_files import read_ranks
 
 STEPS, GLOBAL_BATCH, SAMPLES = 28, 24, 96
 EPOCH = SAMPLES // GLOBAL_BATCH
@@ -65,20 +67,15 @@ def last_step(output: Path) -> int:
 
 def train_until_killed(folder: Path, output: Path, kill_at: int) -> None:
     """SIGKILL one of two ranks once `kill_at` steps are done, as the kernel would when memory runs out."""
-    with subprocess.Popen(
-        torchrun_command(2, ["-m", "mmpretrain.train", *arguments(folder, output, 2, workers=1)]),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as launcher:
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, folder, output, ranks=2, workers=1)
         deadline = time.monotonic() + TIMEOUT_S
         while last_step(output) < kill_at:
-            assert launcher.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+            assert not training.done() and time.monotonic() < deadline, "the run ended before it could be killed"
             time.sleep(0.005)
-        ranks = [p for p in psutil.Process(launcher.pid).children() if "mmpretrain.train" in " ".join(p.cmdline())]
-        assert len(ranks) == 2
-        random.choice(ranks).kill()
-        assert launcher.wait(TIMEOUT_S) != 0
+        os.kill(random.choice(read_ranks(output)).pid, signal.SIGKILL)
+        with pytest.raises(AssertionError, match="rank . of 2 in run_module failed"):
+            training.result()
     assert last_step(output) < STEPS and not (output / "outcome.json").exists()
 
 

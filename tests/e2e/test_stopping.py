@@ -90,7 +90,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_without_old_traces
     assert [row["step"] for row in project.rows("samples.jsonl")] == list(range(1, 7))
 
 
-def test_ranks_stop_together_when_the_scheduler_signals_their_launcher(project: Project) -> None:
+def test_ranks_stop_together_when_the_scheduler_signals_their_launcher_and_any_other_way_in_goes_on(
+    project: Project,
+) -> None:
     overrides = ["micro_batch_size=4", "steps=100000", "checkpoint.every=100000"]
     process = start_cold(["train", project.config, *overrides], project.logs, ranks=2)
     wait_until(lambda: some_steps_done(project), "step 3")
@@ -99,16 +101,9 @@ def test_ranks_stop_together_when_the_scheduler_signals_their_launcher(project: 
     state, step = project.outcome()
     assert state == "preempted"
     assert [path.name for path in project.checkpoints] == [f"step-{step:08d}"]
-
-
-def test_the_installed_command_stops_and_any_other_way_in_goes_on(project: Project) -> None:
-    process = start_cold(["train", project.config, f"steps={STEPS}"], project.logs)
-    wait_until(lambda: some_steps_done(project), "step 3")
-    process.signal(signal.SIGTERM)
-    assert process.wait().code == 75
-    assert project.outcome()[0] == "preempted"
-    assert project.train(f"steps={STEPS}").code == 0
-    assert project.outcome() == ("completed", STEPS)
+    (project.output / "control" / "stop").touch()
+    assert project.train(*overrides).code == 75
+    assert project.outcome() == ("preempted", step + 1)
 
 
 def test_an_evaluation_stacks_and_a_profile_can_be_asked_for(project: Project) -> None:

@@ -5,6 +5,7 @@ Enter: one JSON request a line on stdin: {"start": arguments, "logs": folder, "m
 imported everything and computed nothing, so that runs share no state.
 """
 
+import gc
 import json
 import os
 import resource
@@ -52,6 +53,7 @@ def _redirect(logs: Path) -> None:
 def serve() -> None:
     """Answer requests until stdin ends."""
     assert threading.active_count() == 1, "a process with threads cannot be forked safely"
+    gc.freeze()  # no run looks through what the libraries made
     for line in sys.stdin:
         request = json.loads(line)
         if "start" in request:
