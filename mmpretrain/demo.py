@@ -9,8 +9,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from subprocess import PIPE, STDOUT
 
 from rich.console import Console
 from rich.markup import escape
@@ -50,8 +52,10 @@ GATES = (
 )
 
 
-Stage = tuple[str, list[str]]
-"""A title, and the command as a user would type it."""
+Command = list[str]
+"""As a user would type it."""
+Stage = tuple[str, list[Command]]
+"""A title, and the commands that run side by side, one thread each."""
 
 
 class DemoError(MMPretrainError):
@@ -70,7 +74,7 @@ def demo(folder: Path) -> None:
 
 
 def stages(folder: Path) -> list[Stage]:
-    """Title and command of each stage, as a user would type it."""
+    """Shards, a run, its report and a published model."""
     data, run, config = folder / "data", folder / "run", configs_folder() / "demo.yaml"
     training = ["torchrun", "--standalone", "--nproc-per-node", str(RANKS), "-m", "mmpretrain.train", str(config)]
     published = folder / "published"
@@ -78,22 +82,44 @@ def stages(folder: Path) -> list[Stage]:
     return [
         (
             "Draw pictures and videos, record tones and write about them, as shards",
-            ["mmpretrain", "data", "make", "--out", str(data), "--samples", str(SAMPLES)],
+            [["mmpretrain", "data", "make", "--out", str(data), "--samples", str(SAMPLES)]],
         ),
-        (f"Pretrain on {RANKS} ranks under ZeRO-2", training + moved_paths(config, HOME, folder)),
-        ("Write the report page", ["mmpretrain", "report", str(run)]),
-        *([] if published.exists() else [("Publish, and verify in a fresh process", publishing)]),
+        (f"Pretrain on {RANKS} ranks under ZeRO-2", [training + moved_paths(config, HOME, folder)]),
+        ("Write the report page", [["mmpretrain", "report", str(run)]]),
+        *([] if published.exists() else [("Publish, and verify in a fresh process", [publishing])]),
     ]
 
 
 def run_stages(planned: Sequence[Stage]) -> None:
-    """One command after the other; DemoError where one fails."""
+    """One stage after the other; DemoError where a command fails."""
     console = Console(stderr=True, highlight=False)
-    for title, command in planned:
-        console.print(f"\n[bold]{title}[/bold]\n[dim]$ {escape(shlex.join(command))}[/dim]", soft_wrap=True)
-        done = subprocess.run([*_runnable(command)], env=_environment(), check=False)
-        if done.returncode:
-            raise DemoError(f"`{shlex.join(command)}` ended with exit code {done.returncode}; its message is above")
+    for title, commands in planned:
+        lines = "\n".join(f"$ {escape(shlex.join(command))}" for command in commands)
+        console.print(f"\n[bold]{title}[/bold]\n[dim]{lines}[/dim]", soft_wrap=True)
+        codes = [_run(commands[0])] if len(commands) == 1 else _run_side_by_side(commands, console)
+        for command, code in zip(commands, codes, strict=True):
+            if code:
+                raise DemoError(f"`{shlex.join(command)}` ended with exit code {code}; its message is above")
+
+
+def _run(command: Command) -> int:
+    return subprocess.run(_runnable(command), env=_environment(), check=False).returncode
+
+
+def _run_side_by_side(commands: Sequence[Command], console: Console) -> list[int]:
+    """Exit codes; every line that a command writes begins with its number, counted from 0."""
+
+    def run(number: int) -> int:
+        started = subprocess.Popen(
+            _runnable(commands[number]), env=_environment(), stdout=PIPE, stderr=STDOUT, text=True, errors="replace"
+        )
+        assert started.stdout is not None
+        for line in started.stdout:
+            console.print(f"{number} | {line.rstrip()}", markup=False, soft_wrap=True)
+        return started.wait()
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(run, range(len(commands))))
 
 
 def moved_paths(config: Path, home: str, folder: Path) -> list[str]:
@@ -140,7 +166,7 @@ def table(figures: Mapping[str, float]) -> Table:
     return view
 
 
-def _runnable(command: Sequence[str]) -> list[str]:
+def _runnable(command: Command) -> list[str]:
     """The command by this interpreter, whatever is on PATH."""
     modules = {"torchrun": "torch.distributed.run", "mmpretrain": "mmpretrain"}
     return [sys.executable, "-m", modules[command[0]], *command[1:]]

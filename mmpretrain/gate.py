@@ -63,18 +63,17 @@ def gate(folder: Path) -> None:
 
 
 def stages(folder: Path) -> list[Stage]:
-    """Title and command of each stage, as a user would type it: one process at a time."""
+    """Shards, then all seeds side by side, each on one thread."""
     config = configs_folder() / "gate.yaml"
-    making = ["mmpretrain", "data", "make", "--out", str(folder / "data"), "--samples", str(SAMPLES), "--workers", "1"]
+    making = ["mmpretrain", "data", "make", "--out", str(folder / "data"), "--samples", str(SAMPLES)]
     paths = [override for override in moved_paths(config, HOME, folder) if not override.startswith("output=")]
     training = [
-        (
-            f"Train with seed {seed}",
-            ["mmpretrain", "train", str(config), f"output={_run(folder, seed)}", f"seed={seed}", *paths],
-        )
-        for seed in SEEDS
+        ["mmpretrain", "train", str(config), f"output={_run(folder, seed)}", f"seed={seed}", *paths] for seed in SEEDS
     ]
-    return [("Draw pictures and videos, record tones and write about them, as shards", making), *training]
+    return [
+        ("Draw pictures and videos, record tones and write about them, as shards", [making]),
+        (f"Train seeds {', '.join(map(str, SEEDS))} side by side", training),
+    ]
 
 
 def table(figures: Sequence[Mapping[str, float]]) -> Table:
