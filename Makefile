@@ -55,8 +55,11 @@ slurm:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm shellcheck >/dev/null; } || \
 	  echo "warning: no Slurm here, and it cannot be installed (Debian and Ubuntu: apt install slurm-wlm)" >&2
 
+# What needs a GPU runs where the machine has one.
+BENCHMARKS := $(filter-out benchmarks/loader_sides.py $(if $(shell command -v nvidia-smi),,benchmarks/gpu.py),$(wildcard benchmarks/*.py))
+
 bench: setup
-	for benchmark in benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$benchmark || exit 1; done
+	for benchmark in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python $$benchmark || exit 1; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,9 +29,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from step import CASES, OPTIMIZER, Case
+from step import CASES, OPTIMIZER, Case, run_config
 
-from mmpretrain.config import RunConfig
 from mmpretrain.core.types import Batch
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.manifest import Position, read_manifest
@@ -69,7 +68,8 @@ class Trainer:
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.folder, self.snapshot = folder, Snapshot()
-        self.engine = Engine(case.model(), _config(case), torch.device("cpu"))
+        model = case.model()
+        self.engine = Engine(model, run_config(case, model, "fp32", 1, OPTIMIZER), torch.device("cpu"))
         self.batches = itertools.cycle([Batch(case.rows(number), keys=()) for number in range(4)])
         self.file = (0, "")
         """Size and SHA-256 of the newest file."""
@@ -103,25 +103,6 @@ class Trainer:
         calls += _seconds(lambda: self.finish(saving))
         self.tidy()
         return calls, steps
-
-
-def _config(case: Case) -> RunConfig:
-    model = case.model()
-    return RunConfig.model_validate(
-        {
-            "output": "unused",
-            "steps": 1,
-            "precision": "fp32",
-            "zero_stage": 1,
-            "global_batch_size": case.batch,
-            "micro_batch_size": case.batch,
-            "model": model.config.model,
-            "objectives": model.config.objectives,
-            "optimizer": OPTIMIZER.model_dump(),
-            "schedule": {"warmup": 0},
-            "data": {"train": {"sources": {"main": {"shards": ["unused"]}}}},
-        }
-    )
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -25,47 +25,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from step import CASES, COMPARED, PRECISIONS, TOLERANCE, Case, Step
-from torch import nn
+from step import CASES, COMPARED, PRECISIONS, TOLERANCE, Case, Step, engine_step
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmpretrain.config import RunConfig
 from mmpretrain.config_engine import OptimizerConfig
-from mmpretrain.core.types import Batch
 from mmpretrain.layers.products import has_bf16_products
-from mmpretrain.training.engine import Engine
 from mmpretrain.training.optimizer import parameter_groups
 from mmpretrain.training.ranks import join, leave
 
 TARGET, TARGET_STAGE = 0.95, 0
 OPTIMIZER = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, clip_grad_norm=1.0)
 RECORD = Path(__file__).parent / "results" / "engine.json"
-
-
-def engine_step(case: Case, precision: str, stage: int) -> Step:
-    """As the trainer takes it."""
-    model = case.model()
-    fields = {
-        "output": "unused",
-        "steps": 1,
-        "precision": precision,
-        "zero_stage": stage,
-        "global_batch_size": case.batch,
-        "micro_batch_size": case.batch,
-        "model": model.config.model,
-        "objectives": model.config.objectives,
-        "optimizer": OPTIMIZER.model_dump(),
-        "schedule": {"warmup": 0},
-        "data": {"train": {"sources": {"main": {"shards": ["unused"]}}}},
-    }
-    engine = Engine(model, RunConfig.model_validate(fields), torch.device("cpu"))
-    batches = itertools.cycle([Batch(case.rows(number), keys=()) for number in range(COMPARED)])
-
-    def step() -> float:
-        result = engine.step([next(batches)], OPTIMIZER.lr)
-        return float(result.losses["itc"] / result.counts["itc"])
-
-    return step
 
 
 def ddp_step(case: Case, precision: str) -> Step:
@@ -83,13 +54,13 @@ def ddp_step(case: Case, precision: str) -> Step:
     batches = itertools.cycle([case.rows(number) for number in range(COMPARED)])
     scales = {"itc": torch.tensor(1 / case.batch)}
 
-    def step() -> float:
+    def step() -> Tensor:
         optimizer.zero_grad()
-        loss = replicated([model.trimmed(next(batches))], scales)["loss"]
+        loss: Tensor = replicated([model.trimmed(next(batches))], scales)["loss"]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_grad_norm)
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -98,9 +69,9 @@ def measure(name: str, precision: str, stages: list[int], rounds: int) -> dict[s
     """Compare the first losses, then time the sides in turns."""
     case = CASES[name]
     steps = {"ddp": ddp_step(case, precision)} | {
-        f"stage {stage}": engine_step(case, precision, stage) for stage in stages
+        f"stage {stage}": engine_step(case, precision, stage, OPTIMIZER) for stage in stages
     }
-    losses = {side: [step() for _ in range(COMPARED)] for side, step in steps.items()}
+    losses = {side: [step().item() for _ in range(COMPARED)] for side, step in steps.items()}
     difference = max(abs(a - b) for own in losses.values() for a, b in zip(own, losses["ddp"], strict=True))
     seconds: dict[str, list[float]] = {side: [] for side in steps}
     for number in range(rounds):

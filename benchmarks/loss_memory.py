@@ -1,6 +1,6 @@
 """Peak memory and CPU time of contrastive losses over the batch size, ours beside open_clip's.
 
-Enter: nothing. Leaves: a table, and a JSON record with the exponent of memory in the batch from 1k to 32k. Exits 1 when
+Enter: nothing. Leaves: a table, and a JSON record with the exponent of memory in the batch from 1k to 64k. Exits 1 when
 that of ours is above 1.1, or when a loss or gradient differs from open_clip's.
 
 Each point is one forward and backward in a fresh process of one thread, on one process's rows [batch, 512] in fp32;
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WIDTH = 512
-BATCHES = (1024, 2048, 4096, 8192, 16384, 32768)
+BATCHES = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 LARGEST_DENSE = 16384
 """open_clip's losses hold several batch x batch matrices: 4 GiB there, 16 GiB at 32k."""
 PEERS = {"infonce": "open_clip ClipLoss", "siglip": "open_clip SigLipLoss"}

@@ -26,7 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,7 +53,10 @@ OPTIMIZER = OptimizerConfig(lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0
 PEERS = {"open_clip", "fused", "compiled"}
 RECORD = Path(__file__).parent / "results" / "step.json"
 
-Step = Callable[[], float]
+CPU = torch.device("cpu")
+
+Step = Callable[[], Tensor]
+"""One step on the next batch; returns its loss, []."""
 
 
 @dataclass(frozen=True)
@@ -133,53 +136,64 @@ CASES = {
 }
 
 
-def our_step(case: Case, precision: str, compiled: bool = False) -> Step:
-    model = case.model()
+def our_step(case: Case, precision: str, compiled: bool = False, device: torch.device = CPU) -> Step:
+    model = case.model().to(device)
     if compiled:
-        compile_blocks(model, None, torch.device("cpu"))
+        compile_blocks(model, None, device)
     batches = itertools.cycle([case.rows(number) for number in range(COMPARED)])
     model.autocast_dtype = PRECISIONS[precision]
     optimizer = build_optimizer(model, OPTIMIZER, zero_stage=1)
-    scales = {"itc": torch.tensor(1 / case.batch)}
+    scales = {"itc": torch.tensor(1 / case.batch, device=device)}
 
-    def step() -> float:
+    def step() -> Tensor:
         optimizer.zero_grad()
-        loss = model([model.trimmed(next(batches))], scales)["loss"]
+        rows = {name: part.to(device, non_blocking=True) for name, part in model.trimmed(next(batches)).items()}
+        loss: Tensor = model([rows], scales)["loss"]
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 
 
-def engine_step(case: Case, precision: str) -> Step:
+def run_config(
+    case: Case, model: MultimodalTransformer, precision: str, stage: int, optimizer: OptimizerConfig
+) -> RunConfig:
+    """What the trainer's engine needs to know of a run on one rank."""
+    return RunConfig.model_validate(
+        {
+            "output": "unused",
+            "steps": 1,
+            "precision": precision,
+            "zero_stage": stage,
+            "global_batch_size": case.batch,
+            "micro_batch_size": case.batch,
+            "model": model.config.model,
+            "objectives": model.config.objectives,
+            "optimizer": optimizer.model_dump(),
+            "schedule": {"warmup": 0},
+            "data": {"train": {"sources": {"main": {"shards": ["unused"]}}}},
+        }
+    )
+
+
+def engine_step(
+    case: Case, precision: str, stage: int = 0, optimizer: OptimizerConfig = OPTIMIZER, device: torch.device = CPU
+) -> Step:
     """Our step as the trainer takes it."""
     model = case.model()
-    fields = {
-        "output": "unused",
-        "steps": 1,
-        "precision": precision,
-        "zero_stage": 0,
-        "global_batch_size": case.batch,
-        "micro_batch_size": case.batch,
-        "model": model.config.model,
-        "objectives": model.config.objectives,
-        "optimizer": OPTIMIZER.model_dump(),
-        "schedule": {"warmup": 0},
-        "data": {"train": {"sources": {"main": {"shards": ["unused"]}}}},
-    }
     join()
-    engine = Engine(model, RunConfig.model_validate(fields), torch.device("cpu"))
+    engine = Engine(model.to(device), run_config(case, model, precision, stage, optimizer), device)
     batches = itertools.cycle([Batch(case.rows(number), keys=()) for number in range(COMPARED)])
 
-    def step() -> float:
-        result = engine.step([next(batches)], OPTIMIZER.lr)
-        return float(result.losses["itc"] / result.counts["itc"])
+    def step() -> Tensor:
+        result = engine.step([next(batches)], optimizer.lr)
+        return result.losses["itc"] / result.counts["itc"]
 
     return step
 
 
-def peer_step(case: Case, precision: str, fused: bool, compiled: bool = False) -> Step:
+def peer_step(case: Case, precision: str, fused: bool, compiled: bool = False, device: torch.device = CPU) -> Step:
     """open_clip_train's step: its groups, its loss, its clamp of the logit scale."""
     import open_clip  # not before it is known which
 
@@ -187,6 +201,7 @@ def peer_step(case: Case, precision: str, fused: bool, compiled: bool = False) -
     pair = dual_encoder(ours)
     model = open_clip.CLIP(**open_clip_config(pair, has_tokenizer=False)["model_cfg"], output_dict=True).train()
     model.load_state_dict(open_clip_state(pair), strict=False)
+    model.to(device)
     forward = torch.compile(model) if compiled else model
     batches = itertools.cycle([_peer_batch(ours, case, number) for number in range(COMPARED)])
     dtype = PRECISIONS[precision]
@@ -195,15 +210,16 @@ def peer_step(case: Case, precision: str, fused: bool, compiled: bool = False) -
         _peer_groups(model), lr=OPTIMIZER.lr, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, fused=fused or None
     )
 
-    def step() -> float:
+    def step() -> Tensor:
         optimizer.zero_grad()
-        with contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype):
-            loss = loss_function(**forward(*next(batches)))
+        rows = [part.to(device, non_blocking=True) for part in next(batches)]
+        with contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype):
+            loss: Tensor = loss_function(**forward(*rows))
         loss.backward()
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, 4.605170185988092)
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -232,9 +248,9 @@ def _peer_groups(model: torch.nn.Module) -> list[dict[str, object]]:
     ]
 
 
-def measure(name: str, precision: str, rounds: int, compiled: bool) -> dict[str, object]:
+def measure(name: str, precision: str, rounds: int, compiled: bool, batch: int | None) -> dict[str, object]:
     """Compare the first losses, then time the sides in turns."""
-    case = CASES[name]
+    case = CASES[name] if batch is None else replace(CASES[name], batch=batch)
     steps = {
         "ours": our_step(case, precision),
         "engine": engine_step(case, precision),
@@ -245,7 +261,7 @@ def measure(name: str, precision: str, rounds: int, compiled: bool) -> dict[str,
         steps["ours_compiled"] = our_step(case, precision, compiled=True)
         steps["compiled"] = peer_step(case, precision, fused=True, compiled=True)
     ours, peers = steps.keys() - PEERS, steps.keys() & PEERS
-    losses = {side: [step() for _ in range(COMPARED)] for side, step in steps.items()}
+    losses = {side: [step().item() for _ in range(COMPARED)] for side, step in steps.items()}
     expected = losses["open_clip"]
     difference = max(abs(a - b) for side in ours for a, b in zip(losses[side], expected, strict=True))
     seconds: dict[str, list[float]] = {side: [] for side in steps}
@@ -276,6 +292,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, help="samples of a step, other than the case's own")
     parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--compiled", action="store_true", help="both sides compiled as well")
     parser.add_argument("--open-clip", type=Path, help="the src folder of a checkout, to use instead of the installed")
@@ -287,7 +304,7 @@ def main() -> int:
     results = []
     for name in asked.cases:
         for precision in asked.precisions:
-            result = measure(name, precision, asked.rounds, asked.compiled)
+            result = measure(name, precision, asked.rounds, asked.compiled, asked.batch)
             results.append(result)
             print(_line(result), flush=True)
     leave()
