@@ -240,6 +240,7 @@ def _batches(loader: DataLoader[Wire | MMPretrainError]) -> Iterator[Batch]:
             tensors, keys, skips, digest = item
             yield Batch(tensors, tuple(keys), tuple(skips), digest)
     except (EOFError, ConnectionError) as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch's tells the same again, in the midst of the ending
         raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
     finally:
         del items  # ends the workers at once, though a traceback may hold this frame

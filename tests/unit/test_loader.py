@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -119,15 +118,6 @@ def test_any_ranks_and_micro_batches_divide_the_same_global_batches(shards: Path
     assert all(len(batches) == GLOBAL_BATCH // ranks // micro for step in steps for batches in step)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_batches(shards: Path, workers: int) -> None:
-    state = torch.get_rng_state()
-    rows = flat(load(shards, micro=4, workers=workers))
-    assert rows == flat(load(shards, micro=4, workers=0))
-    assert torch.equal(torch.get_rng_state(), state)  # the run's own random stream is not touched
-
-
 def test_a_restart_at_any_step_continues_the_stream(shards: Path) -> None:
     wanted = flat(load(shards))
     for start in range(11):
@@ -223,25 +213,6 @@ def test_a_source_of_bad_samples_alone_stops_the_run(shards: Path) -> None:
         DataError, match=r"source main: 32 samples drawn for one row cannot be used; the last is .* no num"
     ):
         next(iter(load(damage(shards, set(range(50))))))
-
-
-@pytest.mark.slow
-def test_errors_of_a_worker_reach_the_user_without_a_traceback(shards: Path) -> None:
-    loader = load(shards, workers=1)
-    (shards / "1.tar").unlink()
-    with pytest.raises(DataError, match=r"^[^\n]*1.tar[^\n]*$"):
-        list(loader)
-
-
-@pytest.mark.slow
-def test_workers_ignore_signals_that_are_meant_for_the_run(shards: Path) -> None:
-    steps = iter(load(shards, workers=1, steps=200))
-    next(steps)
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    workers = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    for name in ("-TERM", "-USR1", "-INT"):  # from a process that is not their parent, as a scheduler does
-        subprocess.run(["kill", name, *workers], check=True)
-    assert workers and len(list(steps)) == 199
 
 
 def test_a_shard_that_was_cut_since_is_named(shards: Path) -> None:
