@@ -6,7 +6,8 @@ save that is waited for, or when both leave different bytes.
 One process of one thread trains through the trainer's engine (ZeRO-1: fp32 masters and both moments), with the writer
 on the other cores, as in a run. Each round, in alternating order: a save that is waited for, from the call until the
 checkpoint is valid, fsynced; and a save beside training: its call, the steps until the file is on disk, the call that
-makes it valid. The stall is the time of both calls, and what those steps took beyond the median of the steps before.
+makes it valid. The stall is the time of both calls, and what those steps took beyond the mean of as many before and as
+many after. Batches are small, so that many steps fall into a save.
 
     python benchmarks/checkpoint.py
     python benchmarks/checkpoint.py --case small --rounds 2
@@ -24,7 +25,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,8 +41,9 @@ from mmpretrain.training.snapshot import Snapshot
 
 HIGHEST_SHARE = 0.1
 RECORD = Path(__file__).parent / "results" / "checkpoint.json"
-PLAIN_STEPS = 3
-"""Of each round, while nothing is written."""
+PLAIN_STEPS = 6
+"""Before a save beside training, and as many after it, while nothing is written."""
+BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Round:
     """Seconds."""
 
     plain_step: float
-    """Median of the steps of the round while nothing was written."""
+    """Mean of the steps around the save beside training, while nothing was written."""
     at_once: float
     """The save that is waited for."""
     calls: float
@@ -76,6 +78,9 @@ class Trainer:
 
     def step(self) -> float:
         return _seconds(lambda: self.engine.step([next(self.batches)], OPTIMIZER.lr))
+
+    def steps(self, number: int) -> list[float]:
+        return [self.step() for _ in range(number)]
 
     def begin(self) -> Saving:
         return begin(self.engine, self.snapshot, self.folder, Position(1, 1, "benchmark"), "benchmark: true\n")
@@ -113,9 +118,10 @@ def _seconds(action: Callable[[], object]) -> float:
 
 def measure(trainer: Trainer, number: int) -> Round:
     """One round; odd ones save beside training first."""
-    plain = statistics.median(trainer.step() for _ in range(PLAIN_STEPS))
     at_once = trainer.save_at_once() if number % 2 == 0 else None
+    before = trainer.steps(PLAIN_STEPS)
     calls, steps = trainer.save_beside()
+    plain = statistics.mean(before + trainer.steps(PLAIN_STEPS))
     if at_once is None:
         at_once = trainer.save_at_once()
     return Round(plain, at_once, calls, steps, sum(steps) - len(steps) * plain)
@@ -162,7 +168,7 @@ def main() -> int:
     join()
     asked.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        trainer = Trainer(CASES[asked.case], Path(folder))
+        trainer = Trainer(replace(CASES[asked.case], batch=BATCH), Path(folder))
         trainer.step()
         equal = same_bytes(trainer)  # which allocates the memory, as the first save of a run does
         rounds = [measure(trainer, number) for number in range(asked.rounds)]

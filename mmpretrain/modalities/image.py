@@ -153,6 +153,11 @@ class ImageCodecConfig(CodecConfig):
     """Mirror half of the images; captions that say left and right then lie."""
     max_pixels: int = Field(64_000_000, gt=0)
     """Images with more pixels are unusable, and nothing of them is decoded."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """gpu: on a CUDA device training leaves ordinary JPEGs to nvJPEG, whose pixels differ by rounding; all else is
+    decoded as with cpu."""
+    max_jpeg_bytes: int = Field(2**18, ge=1024)
+    """Longer JPEGs are not left to the GPU; with decode: gpu each row of a batch has room for as many bytes."""
 
     def broken_rules(self) -> Iterable[Rule]:
         for name, (low, high), limit in (
@@ -187,29 +192,47 @@ class ImageCodec:
         return IMAGE_EXTENSIONS
 
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
-        image = read_header(_image_member(members), self.config.max_pixels)
-        if draw is None:
-            return {"image": self._centre(image)}
+        image = self.header(members)
+        return {"image": self._centre(image) if draw is None else self.pixels(image, self.draw_view(image, draw))}
+
+    def header(self, members: Mapping[str, bytes]) -> EncodedImage:
+        """What the image's first bytes tell."""
+        return read_header(_image_member(members), self.config.max_pixels)
+
+    def draw_view(self, image: EncodedImage, draw: np.random.Generator) -> "View":
+        """What training sees of an image."""
         box = _random_box(image, self.config.crop_scale, self.config.crop_ratio, draw)
-        pixels = _resized(image, box, self.height, self.width)
-        return {"image": pixels[:, :, ::-1] if self.config.flip and draw.random() < 0.5 else pixels}
+        return View(box, self.config.flip and draw.random() < 0.5)
+
+    def pixels(self, image: EncodedImage, view: "View") -> NDArray[np.uint8]:
+        """Decode, cut and resize to [3, height, width]."""
+        pixels = _resized(image, view.box, self.height, self.width)
+        return pixels[:, :, ::-1] if view.mirrored else pixels
 
     def _centre(self, image: EncodedImage) -> NDArray[np.uint8]:
         scale = max(self.height / image.height, self.width / image.width)
         height, width = max(self.height, int(image.height * scale)), max(self.width, int(image.width * scale))
-        pixels = _resized(image, _Box(0, 0, image.height, image.width), height, width)
+        pixels = _resized(image, Box(0, 0, image.height, image.width), height, width)
         top, left = round((height - self.height) / 2), round((width - self.width) / 2)
         return pixels[:, top : top + self.height, left : left + self.width]
 
 
 @dataclass(frozen=True)
-class _Box:
+class Box:
     """Part of an image, in pixels of its full size."""
 
     top: int
     left: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of an image."""
+
+    box: Box
+    mirrored: bool
 
 
 _CROP_ATTEMPTS = 10
@@ -227,7 +250,7 @@ def _image_member(members: Mapping[str, bytes]) -> bytes:
 
 def _random_box(
     image: EncodedImage, scale: tuple[float, float], ratio: tuple[float, float], draw: np.random.Generator
-) -> _Box:
+) -> Box:
     """A box of random area, shape and place (Szegedy et al., arXiv 1409.4842); the whole image where none fits."""
     area = image.height * image.width
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
@@ -237,14 +260,14 @@ def _random_box(
         height, width = round(math.sqrt(target / shape)), round(math.sqrt(target * shape))
         if 0 < height <= image.height and 0 < width <= image.width:
             top, left = draw.integers(image.height - height + 1), draw.integers(image.width - width + 1)
-            return _Box(int(top), int(left), height, width)
+            return Box(int(top), int(left), height, width)
     shape = min(max(image.width / image.height, ratio[0]), ratio[1])
     height = max(1, min(image.height, round(image.width / shape)))
     width = max(1, min(image.width, round(image.height * shape)))
-    return _Box((image.height - height) // 2, (image.width - width) // 2, height, width)
+    return Box((image.height - height) // 2, (image.width - width) // 2, height, width)
 
 
-def _resized(image: EncodedImage, box: _Box, height: int, width: int) -> NDArray[np.uint8]:
+def _resized(image: EncodedImage, box: Box, height: int, width: int) -> NDArray[np.uint8]:
     """The box as [3, height, width], bicubic with antialiasing on uint8."""
     room = min(box.height / height, box.width / width) / _DECODE_MARGIN
     pixels = image.read(shrink=next((shrink for shrink in (8, 4, 2) if room >= shrink), 1))
@@ -255,7 +278,7 @@ def _resized(image: EncodedImage, box: _Box, height: int, width: int) -> NDArray
     return result
 
 
-def _cut(pixels: Pixels, image: EncodedImage, box: _Box) -> Pixels:
+def _cut(pixels: Pixels, image: EncodedImage, box: Box) -> Pixels:
     """The box from pixels that may be decoded at a fraction of the full size."""
     down, across = pixels.shape[0] / image.height, pixels.shape[1] / image.width
     rows = slice(round(box.top * down), round((box.top + box.height) * down))

@@ -24,6 +24,7 @@ from mmpretrain.core.logging import configure_logging
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import key_of
 from mmpretrain.core.types import StepReport
+from mmpretrain.modalities.images_on_gpu import leave_to_gpu
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent
@@ -119,7 +120,8 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     tokenizer, facts = prepare_tokenizer(config, folder, parent)
     model_config = resolve(config.model, facts)
     codecs = build_codecs(config, model_config, tokenizer)
-    loader = first_on_main(lambda: build_loader(config.data, codecs, plan, config.seed, 0, config.steps))
+    trained_on = leave_to_gpu(codecs) if device.type == "cuda" else codecs
+    loader = first_on_main(lambda: build_loader(config.data, trained_on, plan, config.seed, 0, config.steps))
     check_sources(config, loader)
     engine = _build_engine(config, model_config, world, device, folder, parent)
     start = _restore(config, engine, folder, world, loader.fingerprint)

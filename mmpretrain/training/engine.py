@@ -22,6 +22,7 @@ from mmpretrain.config import RunConfig
 from mmpretrain.core.collectives import all_reduce_sum, world_size
 from mmpretrain.core.errors import ClusterError, ConfigError
 from mmpretrain.core.types import Batch, TensorDict
+from mmpretrain.modalities.images_on_gpu import decode_left
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.trained_parts import learning_rate_shares
 from mmpretrain.training.averaged import WeightAverage
@@ -102,7 +103,7 @@ class Engine:
             self._after_step()
         self.model.begin_step(self.steps_done)
         trim = self.model.trimmed if self.config.engine.trim_text else dict
-        micro = [self.to_device(trim(batch.tensors)) for batch in batches]
+        micro = [self.to_device(trim(decode_left(batch.tensors, batch.keys, self.device))) for batch in batches]
         counts = self._global_counts(micro)
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
         for group in self.deepspeed.optimizer.param_groups:

@@ -1,20 +1,32 @@
 """Options that trade memory for time give the same numbers; bf16 gives the same ones at every ZeRO stage."""
 
 import json
+from pathlib import Path
 
 import engine_cases as cases
 import pytest
 import torch
 from launch import run_ranks
+from left_images import left_images
 from plain_training import train_plainly
 
 from mmpretrain.models.multimodal import MultimodalTransformer
 
 
+def run_cases(folder: Path) -> None:
+    cases.options(folder)
+    left_images(folder)
+
+
 @pytest.fixture(scope="module")
-def losses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[float]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("options")
-    run_ranks(2, cases.options, folder)
+    run_ranks(2, run_cases, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def losses(folder: Path) -> dict[str, list[float]]:
     suffix = "-ranks2-accumulation2.json"
     return {
         path.name.removesuffix(suffix).replace("-spanning-", "-"): json.loads(path.read_text())
@@ -47,6 +59,12 @@ def test_muon_on_parts_of_matrices_trains_as_torch_does_on_whole_ones(
     """bf16 in the iterations turns the last bits of a gradient into 2^-8 of an update of 1e-3."""
     assert losses[f"muon-zero{stage}"] == pytest.approx(plain_muon, abs=1e-4)
     assert plain_muon != pytest.approx(losses["plain-zero0"], abs=1e-3), "it is another optimizer"
+
+
+def test_images_left_to_the_device_train_as_their_pixels_do(folder: Path) -> None:
+    for rank in range(2):
+        jpegs, pixels = (json.loads((folder / f"{name}-{rank}.json").read_text()) for name in ("jpegs", "pixels"))
+        assert jpegs == pixels and jpegs.keys() == {"itc", "mlm"}
 
 
 @pytest.fixture(scope="module")
