@@ -85,16 +85,13 @@ class Trainer:
     def begin(self) -> Saving:
         return begin(self.engine, self.snapshot, self.folder, Position(1, 1, "benchmark"), "benchmark: true\n")
 
-    def finish(self, saving: Saving) -> None:
-        path = saving.finish()
-        self.file = read_manifest(path).files["rank-00000.safetensors"]
-
     def tidy(self) -> None:
-        for path in self.folder.iterdir():
-            shutil.rmtree(path)
+        (path,) = self.folder.iterdir()
+        self.file = read_manifest(path).files["rank-00000.safetensors"]
+        shutil.rmtree(path)
 
     def save_at_once(self) -> float:
-        seconds = _seconds(lambda: self.finish(self.begin()))
+        seconds = _seconds(lambda: self.begin().finish())
         self.tidy()
         return seconds
 
@@ -105,7 +102,7 @@ class Trainer:
         calls, steps = time.perf_counter() - begun, []
         while not saving.is_written:
             steps.append(self.step())
-        calls += _seconds(lambda: self.finish(saving))
+        calls += _seconds(saving.finish)
         self.tidy()
         return calls, steps
 
@@ -134,7 +131,7 @@ def same_bytes(trainer: Trainer) -> bool:
     saving = trainer.begin()
     while not saving.is_written:
         time.sleep(0.01)
-    trainer.finish(saving)
+    saving.finish()
     trainer.tidy()
     return before == trainer.file
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,6 +85,7 @@ class Engine:
         if isinstance(optimizer, MuonAdamW):
             optimizer.places = matrix_places(self.deepspeed, self.stage)
         self.average = None if config.ema is None else WeightAverage(config.ema, self._fragments())
+        self._update_waits_for: Callable[[], None] | None = None
         self._stopwatch = Stopwatch(device)
         model.when_encoded = self._stopwatch.stop
 
@@ -100,6 +101,7 @@ class Engine:
     def step(self, batches: Sequence[Batch], lr: float) -> StepResult:
         """Train on this rank's micro-batches of one global batch. Communicates."""
         if self.steps_done == 0:
+            self._let_go()
             self._after_step()
         self.model.begin_step(self.steps_done)
         trim = self.model.trimmed if self.config.engine.trim_text else dict
@@ -135,6 +137,15 @@ class Engine:
     def _fragments(self) -> Iterator[Fragment]:
         return fragments(self.deepspeed, self.stage)
 
+    def hold_update(self, until: Callable[[], None]) -> None:
+        """Call `until` before weights, moments or averages change next; buffers may change before."""
+        self._update_waits_for = until
+
+    def _let_go(self) -> None:
+        until, self._update_waits_for = self._update_waits_for, None
+        if until is not None:
+            until()
+
     def to_device(self, tensors: TensorDict) -> TensorDict:
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
 
@@ -152,6 +163,8 @@ class Engine:
         # A loss that is not finite must reach every rank's gradient, even where its own derivative is finite.
         loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self.deepspeed.backward(loss, scale_wrt_gas=False)
+        if self.deepspeed.is_gradient_accumulation_boundary():
+            self._let_go()
         self.deepspeed.step()
         return {name: value.detach() for name, value in output.items()}
 

@@ -1,8 +1,8 @@
 """`python file_writer.py DESCRIPTOR SIZE FILE PARENT`: bring memory that another process shares to disk.
 
-Enter: an open memory file, how many of its bytes count, and where they go. Leave: the file, fsynced, and on stdout one
-JSON object: its SHA-256 and the seconds it took, or the error. It uses the standard library alone, so that it starts at
-once, and dies with the process that started it.
+Enter: an open memory file, how many of its bytes count, where they go, and on stdin a word once they are there. Leave:
+the file, fsynced, and on stdout one JSON object: its SHA-256 and the seconds it took, or the error. It uses the
+standard library alone, so that it starts at once, and dies with the process that started it.
 
 The bytes go past the kernel's cache where the file system can do that: no copy of them drives shards out of memory, and
 no flush in the kernel's own time competes with the training beside it, before which this process always steps back.
@@ -24,6 +24,8 @@ SLICE_BYTES = 2**24
 _BLOCK = 4096
 """Bytes to whose multiples places and lengths are kept past the cache."""
 _NICENESS = 10
+START = b"copied"
+"""What stdin holds once the memory holds what is to be written; nothing where that failed."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -75,6 +77,8 @@ def die_with(parent: int) -> None:
 def main(descriptor: str, size: str, path: str, parent: str) -> None:
     die_with(int(parent))
     os.nice(_NICENESS)
+    if sys.stdin.buffer.read(len(START)) != START:
+        sys.exit(1)
     begun = time.monotonic()
     try:
         told: dict[str, object] = {"digest": write(int(descriptor), int(size), path)}

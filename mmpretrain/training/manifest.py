@@ -177,7 +177,7 @@ def read_weights(path: Path, averaged: bool = False) -> dict[str, Tensor]:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into the folder; its last entry is the SHA-256 of all that stands before it."""
-    content = asdict(manifest)
+    content = vars(manifest) | {"position": asdict(manifest.position)}
     content["pieces"] = {
         name: {key: [(p.offset, p.length, p.file) for p in parts] for key, parts in kinds.items()}
         for name, kinds in manifest.pieces.items()

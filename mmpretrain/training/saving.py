@@ -1,4 +1,4 @@
-"""Writing a checkpoint in two parts: all of it into memory, at once; and, once it is on disk, its manifest and name.
+"""Writing a checkpoint in two parts: all of it into memory; and, once it is on disk, its manifest and name.
 
 Enter: a live engine and the run's position. Leave: a `Saving`, while whose files are written the engine may go on; in
 the end a folder that is whole, or is not there. What any rank could not write, every rank refuses.
@@ -61,7 +61,8 @@ class Saving:
     def __init__(
         self, engine: Engine, snapshot: Snapshot, final: Path, partial: Path, position: Position, config_yaml: str
     ) -> None:
-        """Copies all that is to be saved; an error of this rank is told by `finish`."""
+        """Copies all that the next forward may change, and has the engine's next update wait until the rest is copied;
+        an error of this rank is told by `finish`."""
         begun = time.monotonic()
         self.final, self.partial = final, partial
         self.config_yaml = config_yaml
@@ -93,11 +94,13 @@ class Saving:
         return self.final
 
     def _start(self, engine: Engine, snapshot: Snapshot) -> None:
-        tensors: dict[str, Tensor] = {f"rng/{name}": state for name, state in random_states().items()}
+        now: dict[str, Tensor] = {f"rng/{name}": state for name, state in random_states().items()}
         owned = [one for one in engine.fragments() if one.owned]
-        snapshot.take(tensors | {address(one.name, one.key, one.offset): one.view for one in owned})
         self._report.places = [(one.name, one.key, one.offset, one.view.numel()) for one in owned]
-        self._writing = snapshot.write(self.partial / self._report.file)
+        later = {address(one.name, one.key, one.offset): one.view for one in owned if one.key != "replica"}
+        now |= {address(one.name, one.key, one.offset): one.view for one in owned if one.key == "replica"}
+        self._writing = snapshot.write(self.partial / self._report.file, now, later)
+        engine.hold_update(self._writing.wait_until_copied)
 
     def _wait(self) -> _Report:
         self._fail_if(attempt(self._take_written))

@@ -170,7 +170,8 @@ def train(engine: Engine, steps: range) -> list[float]:
     return losses
 
 
-EVERYTHING = (*KEYS, "replica", "average")
+LEARNED = (*KEYS, "average")
+EVERYTHING = (*LEARNED, "replica")
 AVERAGED = {"ema": {"decay": 0.3}}
 
 
@@ -239,6 +240,20 @@ def options(folder: Path) -> None:
             checkpoint.load(restored, folder / name / case)
             assert all(torch.equal(value, state[key]) for key, value in full_state(restored).items()), (name, case)
             leave_results(folder, f"{name}-{case}", losses, state)
+
+
+def held_updates() -> None:
+    """An update waits for who reads: until then nothing but buffers has changed, whatever the step does before."""
+    for objectives in ("rows", "features"):
+        for case, engine in engines(objectives, [2], [0, 1, 2, 3], **AVERAGED):
+            before, seen = full_state(engine, LEARNED), list[dict[str, Tensor]]()
+            engine.hold_update(lambda engine=engine, seen=seen: seen.append(full_state(engine, LEARNED)))  # type: ignore[misc]
+            train(engine, range(2))
+            (found,) = seen
+            assert all(torch.equal(value, found[name]) for name, value in before.items()), case
+            after = full_state(engine, LEARNED)
+            changed = {name.partition("/")[0] for name in after if not torch.equal(after[name], found[name])}
+            assert changed == set(LEARNED), case
 
 
 def write_checkpoint(folder: Path) -> None:

@@ -16,6 +16,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 def run_cases(folder: Path) -> None:
     cases.options(folder)
     left_images(folder)
+    cases.held_updates()
 
 
 @pytest.fixture(scope="module")

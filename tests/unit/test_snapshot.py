@@ -37,8 +37,8 @@ def test_the_file_is_what_safetensors_reads_whatever_was_taken_before(tmp_path: 
     snapshot = Snapshot()
     for number, rows in enumerate((5, 2, 70_001)):
         taken, path = tensors(rows), tmp_path / f"{number}.safetensors"
-        snapshot.take(taken)
-        written = snapshot.write(path).wait()
+        now = {name: tensor for name, tensor in taken.items() if name.startswith("of/")}
+        written = snapshot.write(path, now, {name: taken[name] for name in taken.keys() - now.keys()}).wait()
         assert written.digest == hashlib.sha256(path.read_bytes()).hexdigest()
         assert written.size == path.stat().st_size
         read = load_file(path)
@@ -47,27 +47,33 @@ def test_the_file_is_what_safetensors_reads_whatever_was_taken_before(tmp_path: 
 
 
 def test_what_follows_the_copy_does_not_reach_the_file(tmp_path: Path) -> None:
-    snapshot, weights = Snapshot(), torch.arange(1000.0)
-    snapshot.take({"weights": weights})
+    buffer, weights = torch.arange(7), torch.arange(1000.0)
+    writing = Snapshot().write(tmp_path / "file", {"buffer": buffer}, {"weights": weights})
+    buffer.mul_(0)
+    writing.wait_until_copied()
     weights.mul_(0)
-    snapshot.write(tmp_path / "file").wait()
-    assert torch.equal(load_file(tmp_path / "file")["weights"], torch.arange(1000.0))
+    writing.wait()
+    read = load_file(tmp_path / "file")
+    assert torch.equal(read["weights"], torch.arange(1000.0)) and torch.equal(read["buffer"], torch.arange(7))
+
+
+def test_what_cannot_be_copied_is_told(tmp_path: Path) -> None:
+    writing = Snapshot().write(tmp_path / "file", {}, {"no numbers": torch.empty(3, device="meta")})
+    with pytest.raises(CheckpointError, match=r"it could not be copied \(.*meta tensor"):
+        writing.wait()
+    assert not (tmp_path / "file").exists()
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    snapshot = Snapshot()
-    snapshot.take({"one": torch.ones(3)})
     with pytest.raises(CheckpointError, match=r"No such file or directory: '.*/absent/file'"):
-        snapshot.write(tmp_path / "absent" / "file").wait()
+        Snapshot().write(tmp_path / "absent" / "file", {"one": torch.ones(3)}, {}).wait()
 
 
 @pytest.fixture
 def writing(tmp_path: Path) -> Iterator[Writing]:
     """A process that writes into a pipe, which nobody reads yet."""
     os.mkfifo(tmp_path / "pipe")
-    snapshot = Snapshot()
-    snapshot.take({"ones": torch.ones(50_000)})
-    yield snapshot.write(tmp_path / "pipe")
+    yield Snapshot().write(tmp_path / "pipe", {}, {"ones": torch.ones(50_000)})
     for process in children("file_writer"):
         process.kill()
 
@@ -95,8 +101,7 @@ def test_a_writer_dies_with_its_rank(tmp_path: Path) -> None:
     rank = os.fork()
     if not rank:
         snapshot = Snapshot()
-        snapshot.take({"one": torch.ones(3)})
-        snapshot.write(tmp_path / "pipe")
+        snapshot.write(tmp_path / "pipe", {"one": torch.ones(3)}, {})
         signal.pause()
     while not (writers := psutil.Process(rank).children()):
         pass
