@@ -41,7 +41,7 @@ from mmpretrain.training.snapshot import Snapshot
 
 HIGHEST_SHARE = 0.1
 RECORD = Path(__file__).parent / "results" / "checkpoint.json"
-PLAIN_STEPS = 6
+PLAIN_STEPS = 3
 """Before a save beside training, and as many after it, while nothing is written."""
 BATCH = 2
 
