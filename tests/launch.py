@@ -80,6 +80,20 @@ def _first_failure(processes: Sequence[ForkServerProcess]) -> int | None:
     return None
 
 
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank of one node; the store at `port` is in the process that launches, as torchrun's is."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+
+
 def _run_rank(
     rank: int, ranks: int, port: int, log: Path, target: Callable[..., None], arguments: Sequence[object]
 ) -> None:
@@ -88,18 +102,7 @@ def _run_rank(
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update(
-        {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is in the process that launches, as torchrun's is
-            "TORCHELASTIC_RESTART_COUNT": "0",
-        }
-    )
+    os.environ.update(rank_environment(rank, ranks, port))
     join()
     target(*arguments)
     if is_initialized():

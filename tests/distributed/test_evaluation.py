@@ -256,10 +256,9 @@ def test_sample_retrievals_name_pictures_that_exist(
 
 
 def test_a_partitioned_model_has_the_figures_of_a_whole_one(partitioned: dict[str, dict[str, Any]]) -> None:
-    whole = partitioned["zero0"]["figures"]
+    whole = partitioned["zero2"]["figures"]
     assert len(whole) > 30
-    for stage in ("zero2", "zero3"):
-        assert partitioned[stage]["figures"] == pytest.approx(whole, abs=1e-4)
+    assert partitioned["zero3"]["figures"] == pytest.approx(whole, abs=1e-4)
 
 
 def test_evaluating_leaves_training_as_it_was(partitioned: dict[str, dict[str, Any]]) -> None:

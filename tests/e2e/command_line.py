@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch import rank_environment
+from torch.distributed import TCPStore
+
 import mmpretrain
 
 DEADLINE_S = 240
 PACKAGE = Path(mmpretrain.__path__[0])
-COMMAND = Path(sys.executable).parent / "mmpretrain"
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -73,9 +75,16 @@ class WarmCommand:
             [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
 
-    def start(self, arguments: Iterable[str], logs: Path, max_file_bytes: int | None = None) -> Process:
+    def start(
+        self,
+        arguments: Iterable[str],
+        logs: Path,
+        environment: Mapping[str, str] | None = None,
+        max_file_bytes: int | None = None,
+    ) -> Process:
         logs.mkdir(parents=True, exist_ok=True)
-        pid = self._ask({"start": list(arguments), "logs": str(logs), "max_file_bytes": max_file_bytes})
+        limits = {"environment": environment or {}, "max_file_bytes": max_file_bytes}
+        pid = self._ask({"start": list(arguments), "logs": str(logs), **limits})
         return Process(pid, logs, lambda: self._ask({"wait": pid}))
 
     def close(self) -> None:
@@ -90,14 +99,14 @@ class WarmCommand:
         return int(reply)
 
 
-def start_cold(arguments: Iterable[str | Path], logs: Path, ranks: int = 1) -> Process:
-    """Start `mmpretrain` as a shell would, or ranks of `mmpretrain train` as torchrun does."""
+def start_torchrun(arguments: Iterable[str | Path], logs: Path, ranks: int) -> Process:
+    """Start ranks of `mmpretrain` as a shell would."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [COMMAND] if ranks == 1 else [*torchrun, "-m", "mmpretrain"]
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / "stdout").open("w") as stdout, (logs / "stderr").open("w") as stderr:
-        process = subprocess.Popen([*command, *arguments], stdout=stdout, stderr=stderr, env=ENVIRONMENT)
-    return Process(process.pid, logs, lambda: process.wait(DEADLINE_S), by_torchrun=ranks > 1)
+        command = [*torchrun, "-m", "mmpretrain", *arguments]
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=ENVIRONMENT)
+    return Process(process.pid, logs, lambda: process.wait(DEADLINE_S), by_torchrun=True)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,17 @@ class Project:
         return sorted((self.output / "checkpoints").iterdir())
 
     def start(self, *overrides: str, max_file_bytes: int | None = None) -> Process:
-        return self.warm.start(["train", str(self.config), *overrides], self.logs, max_file_bytes)
+        return self.warm.start(["train", str(self.config), *overrides], self.logs, max_file_bytes=max_file_bytes)
+
+    def train_ranks(self, ranks: int, *overrides: str) -> list[Ended]:
+        """How each rank of a group ended, of which none is stopped because another failed."""
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        arguments = ["train", str(self.config), *overrides]
+        started = [
+            self.warm.start(arguments, self.logs / str(rank), rank_environment(rank, ranks, store.port))
+            for rank in range(ranks)
+        ]
+        return [process.wait() for process in started]
 
     def train(self, *overrides: str, max_file_bytes: int | None = None) -> Ended:
         return self.start(*overrides, max_file_bytes=max_file_bytes).wait()

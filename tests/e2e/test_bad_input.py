@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import Ended, Project, flip_middle_byte, losses_of, start_cold, wait_until
+from command_line import Ended, Project, flip_middle_byte, losses_of, wait_until
 
 # The configuration.
 
@@ -124,10 +124,9 @@ def test_ranks_stop_together_past_the_budget(project: Project) -> None:
     shard = first_shard(project)
     damage_picture(shard, 5)
     overrides = ["micro_batch_size=4", "steps=8", "data.bad_sample_budget=0"]
-    ended = start_cold(["train", project.config, *overrides], project.logs, ranks=2).wait()
-    assert ended.code != 0
-    told = sorted(error.split(" error: ")[0] for error in ended.errors if f"{shard} (1; " in error)
-    assert told == ["[rank 0]", "[rank 1]"]
+    for rank, ended in enumerate(project.train_ranks(2, *overrides)):
+        assert ended.code == 3
+        assert [f"{shard} (1; " in error for error in ended.errors if error.startswith(f"[rank {rank}]")] == [True]
     assert project.outcome()[0] == "fatal"
 
 
@@ -147,7 +146,7 @@ def test_what_an_evaluation_needs_is_missed_before_the_first_step(
 
 
 def test_a_killed_loader_worker_is_told_and_the_run_goes_on_when_started_again(project: Project) -> None:
-    process = start_cold(["train", project.config, "data.workers=1", "steps=10000"], project.logs)
+    process = project.start("data.workers=1", "steps=10000")
     wait_until(lambda: len(project.rows("metrics.jsonl")) > 3, "step 3")
     workers = [one for one in psutil.Process(process.pid).children() if "spawn_main" in " ".join(one.cmdline())]
     assert len(workers) == 1

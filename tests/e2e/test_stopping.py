@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from command_line import Process, Project, losses_of, start_cold, wait_until
+from command_line import Process, Project, losses_of, start_torchrun, wait_until
 
 STEPS = 100
 
@@ -94,7 +94,7 @@ def test_ranks_stop_together_when_the_scheduler_signals_their_launcher_and_any_o
     project: Project,
 ) -> None:
     overrides = ["micro_batch_size=4", "steps=100000", "checkpoint.every=100000"]
-    process = start_cold(["train", project.config, *overrides], project.logs, ranks=2)
+    process = start_torchrun(["train", project.config, *overrides], project.logs, ranks=2)
     wait_until(lambda: some_steps_done(project), "step 3")
     process.signal(signal.SIGTERM)
     process.wait()

@@ -14,7 +14,7 @@ FUZZ = Path(__file__).parents[1] / "fuzz.py"
 
 
 def test_seconds_of_changed_inputs_at_every_door_find_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(FUZZ), "--seconds", "6", "--seed", "7", "--keep", str(tmp_path)]
+    command = [sys.executable, str(FUZZ), "--seconds", "3", "--seed", "7", "--keep", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     counts = [int(count) for count in re.findall(r"^\w+ +(\d+) inputs", done.stdout, re.MULTILINE)]
