@@ -4,6 +4,7 @@ Enter: arguments. Leave: an exit code. Every `MMPretrainError` becomes `error: .
 Heavy libraries are imported inside the commands alone, so that `mmpretrain --help` answers at once.
 """
 
+import atexit
 import gc
 import os
 import sys
@@ -126,6 +127,7 @@ start went into looking through them."""
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     gc.set_threshold(*_COLLECTION)
+    atexit.register(gc.freeze)  # or Python looks through all of it once more before it ends, for a second
     try:
         app(arguments)
     except MMPretrainError as error:
