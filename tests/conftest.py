@@ -18,9 +18,13 @@ def shared_data() -> Path:
     return folder
 
 
+gc.disable()  # while tests are collected, which imports all
+
+
 def pytest_collection_finish() -> None:
     """What was imported lives as long as the process; collections need not look through it."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -32,6 +32,7 @@ ENVIRONMENT = {
 }
 """One thread a rank, no GPU, no W&B account, no hub."""
 PRELOAD = [
+    "without_collections",
     "mmpretrain.training.run",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it with the first ZeRO engine
     "peft",
@@ -99,6 +100,7 @@ def _run_rank(
 ) -> None:
     """A rank's whole life; a target that left its group by itself, as training does, is as well."""
     gc.freeze()  # DeepSpeed collects for each engine, and need not look through what the libraries made
+    gc.enable()
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -58,10 +58,12 @@ def _redirect(logs: Path) -> None:
 
 def serve() -> None:
     """Answer requests until stdin ends."""
+    gc.disable()  # imports make a million objects that stay
     for module in WARM:
         import_module(module)
     assert threading.active_count() == 1, "a process with threads cannot be forked safely"
-    gc.freeze()  # no run looks through what the libraries made
+    gc.freeze()  # no run looks through them
+    gc.enable()
     for line in sys.stdin:
         request = json.loads(line)
         if "start" in request:
