@@ -7,7 +7,7 @@ One process of one thread trains through the trainer's engine (ZeRO-1: fp32 mast
 on the other cores, as in a run. Each round, in alternating order: a save that is waited for, from the call until the
 checkpoint is valid, fsynced; and a save beside training: its call, the steps until the file is on disk, the call that
 makes it valid. The stall is the time of both calls, and what those steps took beyond the mean of as many before and as
-many after. Batches are small, so that many steps fall into a save.
+many after. Batches are small, so that a step takes hardly longer than a save.
 
     python benchmarks/checkpoint.py
     python benchmarks/checkpoint.py --case small --rounds 2

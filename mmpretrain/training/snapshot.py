@@ -64,7 +64,6 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._memory: _SharedMemory | None = None
-        self._size = 0
         self._writing: Writing | None = None
 
     def write(self, path: Path, now: Mapping[str, Tensor], later: Mapping[str, Tensor]) -> Writing:
@@ -76,15 +75,15 @@ class Snapshot:
         tensors = {**now, **later}
         ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
         header = _header(ordered)
-        self._size = len(header) + sum(tensor.nbytes for _, tensor in ordered)
-        memory = self._reserve(self._size)
+        size = len(header) + sum(tensor.nbytes for _, tensor in ordered)
+        memory = self._reserve(size)
         memory.content[: len(header)].copy_(torch.frombuffer(header, dtype=torch.uint8))
         targets, place = dict[str, Tensor](), len(header)
         for name, tensor in ordered:
             targets[name] = memory.content[place : place + tensor.nbytes].view(tensor.dtype)
             place += tensor.nbytes
         _copy({name: targets[name] for name in now}, now)
-        self._writing = Writing(memory.descriptor, self._size, path, _copying({n: targets[n] for n in later}, later))
+        self._writing = Writing(memory.descriptor, size, path, _copying({name: targets[name] for name in later}, later))
         return self._writing
 
     def _reserve(self, size: int) -> _SharedMemory:
