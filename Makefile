@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/bash
 # Modules are compiled when they are first imported, not by pip, and kept, also where the environment says otherwise: a
 # start that compiles PyTorch and Transformers anew takes three times as long.
@@ -27,10 +28,13 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing the pinned packages, two at a time"
-	@grep -v '^#' requirements.txt | xargs -P 2 -n 100 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps
-	$(BIN)/python -m pip check
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing the pinned packages"
+	@$(PIP) install --quiet $$(grep '^uv==' requirements.txt)
+	@$(BIN)/uv pip install --quiet --no-deps --requirements requirements.txt --python $(BIN)/python || { \
+	  echo "uv could not; pip, with whatever index is configured for it, may" >&2; \
+	  $(PIP) install --no-compile --no-deps --requirement requirements.txt; }
+	$(BIN)/uv pip check --python $(BIN)/python
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable . --python $(BIN)/python
 	$(BIN)/python -c "import mmpretrain.training.run"
 	@touch $@
 
