@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
@@ -51,10 +52,11 @@ class VideoLimits:
 
 
 @dataclass(frozen=True)
-class EncodedVideo:
-    """A video of which nothing was decoded yet."""
+class OpenVideo:
+    """A video whose frames can be decoded while it is open."""
 
-    content: bytes
+    container: InputContainer
+    stream: VideoStream
     track: Track
     max_pixels: int
 
@@ -74,23 +76,15 @@ class EncodedVideo:
 
     def read(self, numbers: NDArray[np.int64]) -> Frames:
         """Frames by number, upright RGB [T, H, W, 3]; numbers in rising order, and may repeat."""
-        with open_container(self.content, "video") as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # workers share the cores already
-            most = _PADDED * self.max_pixels + _EDGES
-            stream.codec_context.options = {"max_pixels": str(most)}  # refused before memory is taken
-            convert = _converter()
-            shown = {number: self._pixels(frame, convert) for number, frame in self._decode(container, stream, numbers)}
+        convert = _converter()
+        shown = {number: self._pixels(frame, convert) for number, frame in self._decode(numbers)}
         return np.stack([shown[number] for number in numbers.tolist()])
 
-    def _decode(
-        self, container: InputContainer, stream: VideoStream, numbers: NDArray[np.int64]
-    ) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
         """(number, frame) for each number, decoded from the nearest key frame before it."""
         for key, group in groupby(np.unique(numbers).tolist(), self._key_before):
-            if key:
-                container.seek(int(self.track.ticks[key]), stream=stream)
-            yield from self._shown(container.decode(stream), list(group))
+            self.container.seek(int(self.track.ticks[key]), stream=self.stream)
+            yield from self._shown(self.container.decode(self.stream), list(group))
 
     def _key_before(self, number: int) -> int:
         """The number of the last key frame up to this frame."""
@@ -131,8 +125,9 @@ def _converter() -> VideoReformatter:
     return VideoReformatter()
 
 
-def read_header(content: bytes, limits: VideoLimits) -> EncodedVideo:
-    """Look at a video's header and the times of its packets, and refuse what exceeds the limits, decoding nothing."""
+@contextmanager
+def open_video(content: bytes, limits: VideoLimits) -> Iterator[OpenVideo]:
+    """A video whose header and times of packets do not exceed the limits; nothing of it is decoded yet."""
     with open_container(content, "video") as container:
         if not container.streams.video:
             raise SampleError("the file has no video")
@@ -142,4 +137,7 @@ def read_header(content: bytes, limits: VideoLimits) -> EncodedVideo:
         limits.check(context.width, context.height, header_seconds(container), stream.frames)
         track = scan(container, stream, "video", limits.max_frames)
         limits.check(context.width, context.height, track.seconds, len(track.ticks))
-    return EncodedVideo(content, track, limits.max_pixels)
+        context.thread_count = 1  # workers share the cores already
+        most = _PADDED * limits.max_pixels + _EDGES
+        context.options = {"max_pixels": str(most)}  # refused before memory is taken
+        yield OpenVideo(container, stream, track, limits.max_pixels)

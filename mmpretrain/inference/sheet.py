@@ -82,8 +82,9 @@ def _picture(content: bytes) -> Image.Image:
 
 
 def _middle_frame(content: bytes) -> Image.Image:
-    video = video_bytes.read_header(content, VIDEO_LIMITS)
-    return fitted(Image.fromarray(video.read(video.frames_at(np.array([video.seconds / 2])))[0]))
+    with video_bytes.open_video(content, VIDEO_LIMITS) as video:
+        frames = video.read(video.frames_at(np.array([video.seconds / 2])))
+    return fitted(Image.fromarray(frames[0]))
 
 
 def _waveform(content: bytes) -> Image.Image:

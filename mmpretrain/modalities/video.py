@@ -21,7 +21,7 @@ from mmpretrain.core.containers import require
 from mmpretrain.core.errors import AbsentError
 from mmpretrain.core.media_types import VIDEO_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
-from mmpretrain.core.video_bytes import EncodedVideo, Frames, VideoLimits, read_header
+from mmpretrain.core.video_bytes import Frames, OpenVideo, VideoLimits, open_video
 from mmpretrain.layers.initialization import Linear
 from mmpretrain.layers.parameters import LearnedPositions, SpaceTimePositions
 from mmpretrain.layers.pixels import CLIP_MEAN, CLIP_STD, Normalise, cut_tubes
@@ -156,11 +156,12 @@ class VideoCodec:
     def decode(self, members: Mapping[str, bytes], draw: np.random.Generator | None) -> dict[str, Array]:
         config = self.config
         limits = VideoLimits(config.max_pixels, config.max_seconds, config.max_frames)
-        video = read_header(_video_member(members), limits)
-        clip = self._resized(video.read(video.frames_at(self._times(video, draw))), draw)
+        with open_video(_video_member(members), limits) as video:
+            frames = video.read(video.frames_at(self._times(video, draw)))
+        clip = self._resized(frames, draw)
         return {"video": clip[..., ::-1] if config.flip and draw is not None and draw.random() < 0.5 else clip}
 
-    def _times(self, video: EncodedVideo, draw: np.random.Generator | None) -> NDArray[np.float64]:
+    def _times(self, video: OpenVideo, draw: np.random.Generator | None) -> NDArray[np.float64]:
         """When the frames are taken, in seconds; a video that is too short goes on with its last frame."""
         rate, numbers = self.config.frame_rate, np.arange(self.frames)
         span = self.frames / rate if rate is not None else min(self.config.seconds or math.inf, video.seconds)

@@ -16,8 +16,7 @@ from data_pipeline.tones import PITCHES, SAMPLE_RATE
 from mmpretrain.core.audio_bytes import AudioLimits
 from mmpretrain.core.audio_bytes import read_header as read_sound
 from mmpretrain.core.media_types import sniff
-from mmpretrain.core.video_bytes import VideoLimits
-from mmpretrain.core.video_bytes import read_header as read_video
+from mmpretrain.core.video_bytes import VideoLimits, open_video
 
 Sample = dict[str, bytes]
 
@@ -43,9 +42,9 @@ def test_a_video_shows_its_colour_and_moves_as_its_label_says(samples: dict[str,
     palette = np.array(list(COLOURS.values()), np.float64)
     for sample in samples["train"][:60]:
         clip = json.loads(sample["json"])["video"]
-        video = read_video(sample["mp4"], VideoLimits(10_000, 5.0, 100))
-        assert (video.num_frames, round(video.seconds, 3)) == (FRAMES, 1.0)
-        frames = video.read(np.arange(FRAMES)).astype(np.float64)
+        with open_video(sample["mp4"], VideoLimits(10_000, 5.0, 100)) as video:
+            assert (video.num_frames, round(video.seconds, 3)) == (FRAMES, 1.0)
+            frames = video.read(np.arange(FRAMES)).astype(np.float64)
         assert frames.shape == (FRAMES, 32, 32, 3)
         coloured = np.ptp(frames, axis=-1) > 60
         mean = frames[coloured].mean(axis=0)

@@ -17,7 +17,7 @@ from mmpretrain.core.config import parse_config
 from mmpretrain.core.errors import ConfigError, SampleError
 from mmpretrain.core.seeding import row_key
 from mmpretrain.core.types import FieldSpec
-from mmpretrain.core.video_bytes import EncodedVideo, VideoLimits, read_header
+from mmpretrain.core.video_bytes import VideoLimits, open_video
 from mmpretrain.modalities.video import TubesStemConfig, VideoCodec, VideoCodecConfig
 from mmpretrain.models.config import ModelConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -29,10 +29,6 @@ NO_LIMIT = VideoLimits(max_pixels=10**9, max_seconds=1e6, max_frames=10**6)
 def build(frames: int = 4, size: int = 48, **fields: object) -> VideoCodec:
     config = VideoCodecConfig.model_validate({"crop": [1.0, 1.0]} | fields)
     return config.build({"video": FieldSpec((frames, 3, size, size), "uint8")}, None)
-
-
-def header(content: bytes) -> EncodedVideo:
-    return read_header(content, NO_LIMIT)
 
 
 def drawn(seed: int) -> np.random.Generator:
@@ -52,16 +48,18 @@ def test_the_table_of_clips_leaves_none_out(shared_data: Path) -> None:
 @pytest.mark.parametrize("name", CLIPS)
 def test_every_clip_gives_its_frames(name: str, shared_data: Path) -> None:
     path = shared_data / "clips" / name
-    encoded = header(path.read_bytes())
-    assert (encoded.num_frames, round(encoded.seconds, 3)) == (CLIPS[name].frames, CLIPS[name].seconds)
-    numbers, frames, count = np.array([1, 7, encoded.num_frames - 1]), [], 0
+    numbers, frames, count = np.array([1, 7, CLIPS[name].frames - 1]), [], 0
+    with open_video(path.read_bytes(), NO_LIMIT) as opened:
+        assert (opened.num_frames, round(opened.seconds, 3)) == (CLIPS[name].frames, CLIPS[name].seconds)
+        found = opened.read(numbers)
+        assert np.array_equal(opened.read(numbers[:1])[0], found[0]), "reading begins anew"
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             frames += [frame] if count in numbers else []
             count += 1
     assert count == CLIPS[name].frames
     expected = np.stack([np.rot90(f.to_ndarray(format="rgb24"), f.rotation // 90) for f in frames])
-    assert np.array_equal(encoded.read(numbers), expected)
+    assert np.array_equal(found, expected)
     clip = build(8, 32).decode({"webm": path.read_bytes()}, drawn(0))["video"]
     assert clip.shape == (8, 3, 32, 32) and clip.std() > 2
 
@@ -70,10 +68,10 @@ def test_every_clip_gives_its_frames(name: str, shared_data: Path) -> None:
     ("kind", "codec"), [("mp4", "libx264"), ("webm", "libvpx"), ("matroska", "libx264"), ("avi", "mpeg4")]
 )
 def test_any_frame_is_found_by_number_in_any_container(kind: str, codec: str) -> None:
-    encoded = header(video(counting_frames(60), kind=kind, codec=codec))
     wanted = np.array([0, 3, 19, 20, 20, 41, 59])
-    assert encoded.num_frames == 60
-    assert numbers_of(encoded.read(wanted)) == wanted.tolist()
+    with open_video(video(counting_frames(60), kind=kind, codec=codec), NO_LIMIT) as opened:
+        assert opened.num_frames == 60
+        assert numbers_of(opened.read(wanted)) == wanted.tolist()
 
 
 def test_frames_are_spread_evenly_over_the_whole_video_in_evaluation() -> None:
@@ -125,7 +123,8 @@ def test_the_same_part_is_cut_from_all_frames() -> None:
 def test_without_a_draw_the_shorter_side_is_resized_and_the_centre_cut(shared_data: Path) -> None:
     content = (shared_data / "clips" / "chaplin.mp4").read_bytes()
     clip = build(1, 90).decode({"mp4": content}, None)["video"][0]
-    frame = torch.from_numpy(header(content).read(np.array([120]))[0].copy()).permute(2, 0, 1)
+    with open_video(content, NO_LIMIT) as opened:
+        frame = torch.from_numpy(opened.read(np.array([120]))[0].copy()).permute(2, 0, 1)
     resized = vision.resize(frame, [90], vision.InterpolationMode.BICUBIC, antialias=True)
     error = (vision.center_crop(resized, [90, 90]).numpy().astype(float) - clip) ** 2
     assert 10 * np.log10(255**2 / error.mean()) > 30
