@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COMPILED := $(VENV)/.compiled
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SHELL := /bin/bash
 # Modules are compiled when they are first imported, not by pip, and kept, also where the environment says otherwise: a
@@ -20,7 +21,7 @@ help:
 	@echo "make bench   side by side with public peers, each figure a ratio from one run"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
-setup: $(READY)
+setup: $(COMPILED)
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
@@ -35,13 +36,16 @@ $(READY): requirements.txt pyproject.toml
 	  $(PIP) install --no-compile --no-deps --requirement requirements.txt; }
 	$(BIN)/uv pip check --python $(BIN)/python
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable . --python $(BIN)/python
+	@touch $@
+
+$(COMPILED): $(READY)
 	$(BIN)/python -c "import mmpretrain.training.run"
 	@touch $@
 
 demo: setup
 	$(BIN)/mmpretrain demo
 
-lint: setup
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
