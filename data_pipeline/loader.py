@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 
 import numpy as np
 import torch
@@ -240,7 +240,8 @@ def _batches(loader: DataLoader[Wire | MMPretrainError]) -> Iterator[Batch]:
             tensors, keys, skips, digest = item
             yield Batch(tensors, tuple(keys), tuple(skips), digest)
     except (EOFError, ConnectionError) as error:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or PyTorch's tells the same again, in the midst of the ending
+        if current_thread() is main_thread():  # the only one in which PyTorch sets its handler
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or it tells the same again, in the midst of the ending
         raise RuntimeError("DataLoader worker ended while it handed over a batch") from error
     finally:
         del items  # ends the workers at once, though a traceback may hold this frame

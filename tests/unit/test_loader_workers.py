@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_a_worker_that_ends_while_it_hands_over_is_told_once(shards: Path) -> No
         assert told.value.__cause__ is not None
     finally:
         signal.signal(signal.SIGCHLD, handler)
+
+
+class Unreachable(MicroBatches):
+    def __getitem__(self, number: int) -> Wire:
+        raise ConnectionResetError
+
+
+def test_a_loader_beside_the_main_thread_tells_of_a_lost_worker_too(shards: Path) -> None:
+    whole = load(shards, workers=0)
+    loader = replace(whole, micro_batches=Unreachable(whole.micro_batches.rows, whole.micro_batches.plan, 6))
+    with ThreadPoolExecutor(1) as thread, pytest.raises(RuntimeError, match="worker ended while it handed over"):
+        thread.submit(lambda: next(iter(loader))).result()
 
 
 @pytest.mark.slow
