@@ -52,12 +52,13 @@ def account_of(run: Path) -> Account:
 
 
 def _read_consumed(record: Path, last: int) -> list[Consumed]:
-    """Without a last line that a kill cut off; `last`: the run's last step."""
+    """Without a last line that a kill cut off; `last`: the run's last step, which may since have been lowered."""
     try:
         consumed = [Consumed(int(row["step"]), int(row["digest"], 16)) for row in run_files.whole_rows(record)]
-        beyond = next((one.step for one in consumed if not 0 < one.step <= last), None)
+        possible = max(last, len(consumed))
+        beyond = next((one.step for one in consumed if not 0 < one.step <= possible), None)
         if beyond is not None:
-            raise ValueError(f"step {beyond} is none of the {last} of the run")
+            raise ValueError(f"step {beyond} is none of the {possible} of the run")
         return consumed
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{record} is damaged ({error}); what its run consumed cannot be proven") from error

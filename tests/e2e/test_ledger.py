@@ -50,6 +50,13 @@ def test_a_killed_run_over_http_lost_nothing_and_a_doctored_record_is_refused(
     assert [[cell for cell in row if cell != "│"] for row in rows] == [["main", "0", "to", "2", "64", "64", *"0000"]]
     assert [row["data/epochs_main"] for row in project.rows("metrics.jsonl")[-2:]] == [2.875, 3.0]
 
+    config = project.output / "config.yaml"
+    whole = config.read_text()
+    config.write_text(whole.replace(f"steps: {STEPS}\n", "steps: 10\n"))
+    lowered = ledger(project)
+    config.write_text(whole)
+    assert lowered.code == 0 and f"{STEPS} steps consumed" in lowered.stdout, "as far as it came before"
+
     record = project.output / "consumed.jsonl"
     lines = record.read_text().splitlines()
     other = json.dumps({"step": 20, "digest": "0123456789abcdef"})
