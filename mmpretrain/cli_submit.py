@@ -179,7 +179,10 @@ def _check_memory(jobs: Sequence[Job]) -> str:
 
     job = jobs[0]
     parameters, memory = state_estimate(job.config, job.spec.ranks)
-    estimate = f"{parameters.total / 1e6:.1f} M parameters, states {memory.total / GIB:.2f} GiB on each rank"
+    estimate = (
+        f"{parameters.total / 1e6:.1f} M parameters; each rank takes {memory.total / GIB:.2f} GiB, of which "
+        f"{memory.buffers / GIB:.2f} are DeepSpeed's buffers"
+    )
     there = job.spec.cluster.gpu_memory_gib
     if there is not None and memory.total > there * GIB:
         raise ClusterError(
