@@ -125,8 +125,7 @@ def measure(way: Way, stage: int, folder: Path) -> dict[str, object]:
     return {
         "way": way.name,
         "zero_stage": stage,
-        "accuracy": figures["val/label_acc"],
-        "pictures": int(figures["val/label_count"]),
+        "accuracy": figures["val/classify_acc"],
         "tower_weights_unchanged": kept,
         "tower_weights": towers,
         "seconds": round(time.perf_counter() - begin, 1),
