@@ -29,6 +29,8 @@ from mmpretrain.tracking.record import read_metrics
 
 RECORD = Path(__file__).parent / "results" / "fusions.json"
 RANKS, SAMPLES = 2, 6000
+LR = 2.0e-3
+"""Lower than the gate's, whose fusion is one that learns fast."""
 COMPARED = 10
 """Steps whose losses under both stages are compared; rounding in another order drives longer runs apart."""
 TOLERANCE = 1e-3
@@ -62,10 +64,10 @@ COLUMNS = {
 
 
 def run_config(fusion: dict[str, object], folder: Path, stage: int, steps: int | None) -> RunConfig:
-    """The gate's run with another fusion; under ZeRO-3 its warmup alone, and nothing is evaluated."""
+    """The gate's run with another fusion and `LR`; under ZeRO-3 its warmup alone, and nothing is evaluated."""
     gate = load_run_config(configs_folder() / "gate.yaml").model_dump(mode="json")
     fields = json.loads(json.dumps(gate).replace("runs/gate/", f"{folder}/"))
-    fields["model"]["fusion"] = fusion
+    fields["model"]["fusion"], fields["optimizer"]["lr"] = fusion, LR
     if fusion["kind"] == "early":
         fields["model"]["towers"] = {
             name: {"kind": "stem", "stem": tower["stem"], "width": tower["width"]}

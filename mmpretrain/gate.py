@@ -15,7 +15,7 @@ from rich.table import Table
 from mmpretrain.config import configs_folder
 from mmpretrain.demo import DemoError, Stage, last_figures, moved_paths, run_stages
 
-SAMPLES = 6000
+SAMPLES = 4000
 SEEDS = (0, 1, 2)
 HOME = "runs/gate"
 """Where the paths in the config point; they move with the folder."""
