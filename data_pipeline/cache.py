@@ -128,6 +128,7 @@ class DiskCache:
             done = 0
             while done < len(content):
                 done += os.pwrite(file, memoryview(content)[done:], done)
+        with self._counting(), self._usable():  # or who adds up all entries may find it under neither name
             path.with_name(key + _UNFINISHED).rename(path)
 
     def _make_room(self, wanted: int) -> int:

@@ -4,7 +4,9 @@ import hashlib
 import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -86,6 +88,25 @@ def test_what_a_killed_writer_left_is_taken_over_and_counted_once(tmp_path: Path
     assert int((tmp_path / "used").read_text()) == 2000 and kept.holds(key(0))
 
 
+def test_an_entry_gets_its_name_while_nobody_counts(tmp_path: Path) -> None:
+    reserved, counting = Event(), Event()
+
+    class Waiting(DiskCache):
+        def _fill(self, key: str, file: int, content: bytes) -> None:
+            reserved.set()
+            counting.wait()
+            super()._fill(key, file, content)
+
+    kept = Waiting(tmp_path, 3000)
+    with ThreadPoolExecutor(1) as thread:
+        writing = thread.submit(kept.ensure, key(0), lambda: content(0))
+        reserved.wait()
+        with kept._counting():
+            counting.set()
+            assert not wait([writing], timeout=0.2).done and [path.name for path in entries(tmp_path)] != [key(0)]
+        assert writing.result() == content(0)
+
+
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
@@ -122,7 +143,8 @@ def test_processes_that_share_a_cache_see_whole_entries_within_the_limit(tmp_pat
         worker.start()
     largest = 0
     while any(worker.is_alive() for worker in workers):
-        largest = max(largest, on_disk(tmp_path / "cache"))
+        with DiskCache(tmp_path / "cache", limit)._counting():  # or entries come and go while they are added up
+            largest = max(largest, on_disk(tmp_path / "cache"))
         time.sleep(0.002)
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert largest <= limit
