@@ -9,6 +9,7 @@ in `.json` under a key of its own.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from mmpretrain.core.errors import SampleError
 from mmpretrain.core.json_text import parse_json
@@ -66,7 +67,8 @@ def usable_text(text: str) -> str:
     return text.strip()
 
 
-def _metadata(raw: bytes) -> dict[str, object]:
+@lru_cache(1)  # several codecs look for their texts in one member
+def _metadata(raw: bytes) -> Mapping[str, object]:
     try:
         metadata = parse_json(_decode(raw, METADATA_EXTENSION))
     except ValueError as error:
