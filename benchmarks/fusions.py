@@ -30,7 +30,7 @@ from mmpretrain.tracking.record import read_metrics
 RECORD = Path(__file__).parent / "results" / "fusions.json"
 RANKS, SAMPLES = 2, 6000
 LR = 2.0e-3
-"""Lower than the gate's, whose fusion is one that learns fast."""
+"""The rate at which the README's table was made."""
 COMPARED = 10
 """Steps whose losses under both stages are compared; rounding in another order drives longer runs apart."""
 TOLERANCE = 1e-3

@@ -52,7 +52,9 @@ def test_a_killed_run_over_http_lost_nothing_and_a_doctored_record_is_refused(
 
     config = project.output / "config.yaml"
     whole = config.read_text()
-    config.write_text(whole.replace(f"steps: {STEPS}\n", "steps: 10\n"))
+    fewer = whole.replace(f"steps: {STEPS}\n", "steps: 10\n")
+    assert fewer != whole
+    config.write_text(fewer)
     lowered = ledger(project)
     config.write_text(whole)
     assert lowered.code == 0 and f"{STEPS} steps consumed" in lowered.stdout, "as far as it came before"
