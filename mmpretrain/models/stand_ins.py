@@ -20,9 +20,10 @@ def make_fake(model: nn.Module) -> None:
             if weight is not None:
                 fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
                 module._parameters[name] = made.setdefault(id(weight), fake)  # type: ignore[assignment]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = made.setdefault(id(buffer), torch.empty(buffer.shape, dtype=buffer.dtype))
+        for held in (module._buffers, vars(module)):  # VideoMAE's positions are an attribute that is neither
+            for name, tensor in held.items():
+                if isinstance(tensor, Tensor):
+                    held[name] = made.setdefault(id(tensor), torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
 def make_batch(fields: Mapping[str, FieldSpec], rows: int) -> TensorDict:

@@ -8,13 +8,17 @@ import torch
 from pydantic import ValidationError
 from tiny_encoders import EXTRACTORS, save_encoders
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ASTFeatureExtractor, AutoModel, ClapFeatureExtractor, PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.types import FieldSpec, TokenizerFacts
 from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.flops import training_flops
 from mmpretrain.models.hf_sound import LogMelConfig, build_sound, read_sound, sound_field
 from mmpretrain.models.multimodal import MultimodalTransformer
+from mmpretrain.objectives.infonce import InfoNCEConfig
 
 TOKENIZER = TokenizerFacts(vocab_size=60, pad_id=1, eos_id=2, mask_id=3, special_ids=(0, 1, 2, 3))
 VIDEOS = ("videomae", "vivit", "timesformer")
@@ -195,6 +199,26 @@ def test_nothing_is_left_to_chance_and_rows_do_not_depend_on_each_other(name: st
     before, again = tower(rows)["tokens"], tower(rows)["tokens"]
     assert torch.equal(before, again)
     torch.testing.assert_close(tower(rows[:1])["tokens"], before[:1], atol=1e-4, rtol=1e-4)
+
+
+def test_flops_counted_without_storage_are_those_of_real_rows(folders: Path) -> None:
+    """Of VideoMAE, whose positions are neither a parameter nor a buffer."""
+    stem = {"kind": "embeddings", "context_length": 8, "vocab_size": 60}
+    text = {"kind": "native", "stem": stem, "width": 8, "depth": 1, "heads": 2, "pooling": "mean"}
+    towers = {"video": tower_of("videomae", folders), "text": text}
+    config = resolve(ModelConfig.model_validate({"embed_dim": 8, "towers": towers}), None)
+    objectives = {"itc": InfoNCEConfig(pairs=(("video", "text"),))}
+    present = FieldSpec((), "bool")
+    fields = config.inputs | dict.fromkeys((f"{modality}.present" for modality in towers), present)
+    fields |= {"text.mask": FieldSpec((8,), "bool")}
+    rows = {field: torch.ones((2, *spec.shape), dtype=getattr(torch, spec.dtype)) for field, spec in fields.items()}
+    model = MultimodalTransformer.create(config, objectives)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        parts = [part for part in model.encode(rows).values() if part.requires_grad]
+        torch.autograd.backward(parts, [torch.ones_like(part) for part in parts])
+    with torch.device("meta"):
+        stored_nowhere = MultimodalTransformer.create(config, objectives)
+    assert 2 * training_flops(stored_nowhere, fields) == counter.get_total_flops()
 
 
 @EVERY
