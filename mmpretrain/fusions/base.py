@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmpretrain.core.config import Config
@@ -44,3 +45,20 @@ class FusionConfig(Config):
     @abstractmethod
     def build(self, widths: Mapping[str, int]) -> Fusion | None:
         """A fusion over towers of these widths; None for late fusion, where only embeddings meet."""
+
+
+class BlocksFusionConfig(FusionConfig):
+    """Config of a fusion by transformer blocks."""
+
+    width: int = Field(768, gt=0)
+    """Width of the fused tokens; towers of another width are projected."""
+    heads: int = Field(12, gt=0)
+    """Attention heads; they divide the width."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the MLPs over the width."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from mmpretrain.core.types import TensorDict
-from mmpretrain.fusions.base import Fusion, FusionConfig
+from mmpretrain.fusions.base import BlocksFusionConfig, Fusion
 from mmpretrain.fusions.presence import context_mask, contexts_of, mean_of_present
 from mmpretrain.layers.adapters import Adapter
 from mmpretrain.layers.blocks import CrossBlock
@@ -20,27 +20,15 @@ from mmpretrain.layers.initialization import BlockScales
 from mmpretrain.layers.parameters import LearnedToken
 
 
-class CrossFusionConfig(FusionConfig):
+class CrossFusionConfig(BlocksFusionConfig):
     """A stream of blocks per modality, each attending to the streams of the others."""
 
     kind: Literal["cross"] = "cross"
-    width: int = Field(768, gt=0)
-    """Width of the fused tokens; towers of another width are projected."""
     depth: int = Field(6, gt=0)
     """Blocks per modality."""
-    heads: int = Field(12, gt=0)
-    """Attention heads; they divide the width."""
-    mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLPs over the width."""
     attend: dict[str, tuple[str, ...]] | None = None
     """Modality -> those its tokens look at, e.g. {text: [image]}; one left out looks at none.
     Null: each at all others."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "CrossFusionConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
     def build(self, widths: Mapping[str, int]) -> Fusion | None:
         return CrossFusion(self, widths)

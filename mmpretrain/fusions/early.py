@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.core.types import TensorDict
-from mmpretrain.fusions.base import Fusion, FusionConfig
+from mmpretrain.fusions.base import BlocksFusionConfig, Fusion
 from mmpretrain.layers.adapters import Adapter, joined_mask
 from mmpretrain.layers.attention import SelfAttention
 from mmpretrain.layers.blocks import MLP, CheckpointedBlock
@@ -23,26 +23,14 @@ from mmpretrain.layers.parameters import LearnedToken
 _SHARED = "shared"
 
 
-class EarlyFusionConfig(FusionConfig):
+class EarlyFusionConfig(BlocksFusionConfig):
     """Attention over all tokens in every block, with feed-forwards for all or for each modality."""
 
     kind: Literal["early"] = "early"
-    width: int = Field(768, gt=0)
-    """Width of the trunk; stems of another width are projected."""
     depth: int = Field(12, gt=0)
     """Number of blocks."""
-    heads: int = Field(12, gt=0)
-    """Attention heads; they divide the width."""
-    mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLPs over the width."""
     experts: bool = False
     """Each modality has MLPs of its own, and so has the class token; false: one MLP in each block serves all."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "EarlyFusionConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
     def build(self, widths: Mapping[str, int]) -> Fusion | None:
         return EarlyFusion(self, widths)

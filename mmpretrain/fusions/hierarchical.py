@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from mmpretrain.core.types import TensorDict
-from mmpretrain.fusions.base import Fusion, FusionConfig
+from mmpretrain.fusions.base import BlocksFusionConfig, Fusion
 from mmpretrain.fusions.presence import context_mask, mean_of_present, presence
 from mmpretrain.layers.adapters import Adapter
 from mmpretrain.layers.blocks import Block, CrossBlock
@@ -22,12 +22,10 @@ from mmpretrain.layers.parameters import LearnedPositions, LearnedToken
 from mmpretrain.layers.pooling import masked_mean
 
 
-class HierarchicalFusionConfig(FusionConfig):
+class HierarchicalFusionConfig(BlocksFusionConfig):
     """Tokens to latents within each modality, then blocks across modalities."""
 
     kind: Literal["hierarchical"] = "hierarchical"
-    width: int = Field(768, gt=0)
-    """Width of the latents; towers of another width are projected."""
     latents: PositiveInt = 16
     """Latents of each modality."""
     reading_depth: PositiveInt = 1
@@ -36,16 +34,6 @@ class HierarchicalFusionConfig(FusionConfig):
     """Blocks across modalities."""
     bottlenecks: NonNegativeInt = 0
     """Tokens through which alone modalities exchange; 0: all latents attend to all."""
-    heads: int = Field(12, gt=0)
-    """Attention heads; they divide the width."""
-    mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLPs over the width."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "HierarchicalFusionConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
     @property
     def gives_tokens(self) -> bool:

@@ -7,35 +7,23 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmpretrain.core.types import TensorDict
-from mmpretrain.fusions.base import Fusion, FusionConfig
+from mmpretrain.fusions.base import BlocksFusionConfig, Fusion
 from mmpretrain.layers.adapters import Adapter, joined_mask
 from mmpretrain.layers.blocks import Transformer
 from mmpretrain.layers.parameters import LearnedToken
 
 
-class JointFusionConfig(FusionConfig):
+class JointFusionConfig(BlocksFusionConfig):
     """Self-attention over the concatenated tokens."""
 
     kind: Literal["joint"] = "joint"
-    width: int = Field(768, gt=0)
-    """Width of the fused tokens; towers of another width are projected."""
     depth: int = Field(6, gt=0)
     """Number of blocks."""
-    heads: int = Field(12, gt=0)
-    """Attention heads; they divide the width."""
-    mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLPs over the width."""
-
-    @model_validator(mode="after")
-    def _parts_fit(self) -> "JointFusionConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
 
     def build(self, widths: Mapping[str, int]) -> Fusion | None:
         return JointFusion(self, widths)

@@ -6,11 +6,8 @@ Refused: operators that the exporter lacks, graphs that differ from PyTorch by m
 """
 
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 
 from mmpretrain.core.containers import require
 from mmpretrain.core.errors import ConfigError, MMPretrainError
+from mmpretrain.core.folders import made_beside
 from mmpretrain.core.types import Array, FieldSpec
 from mmpretrain.evaluation.base import CaptionCodec
 from mmpretrain.inference.model import Model
@@ -83,7 +81,7 @@ def export_onnx(model: Model, out: Path, only: Sequence[str] = ()) -> dict[str, 
     possible = graphs(model)
     if unknown := sorted(set(only) - possible.keys()):
         raise ConfigError(f"{model.source} has no graph {', '.join(unknown)}; it has {', '.join(possible)}")
-    with _beside(out) as folder:
+    with made_beside(out) as folder:
         found = {}
         described = {}
         for name, graph in ((name, possible[name]) for name in only or possible):
@@ -190,16 +188,3 @@ def _describe(graph: Graph, difference: float) -> dict[str, object]:
     }
     columns = {} if graph.names is None else {"columns": list(graph.names)}
     return {"inputs": inputs, "output": graph.output, **columns, "largest_difference": difference}
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder on the same file system, gone afterwards unless it was renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -8,11 +8,8 @@ differently, pickles.
 
 import hashlib
 import json
-import os
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +17,7 @@ from pathlib import Path
 import yaml
 from transformers import AutoTokenizer
 
+from mmpretrain.core.folders import made_beside
 from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.quiet import no_progress_bar
@@ -58,7 +56,7 @@ def publish_model(
     check_facts(facts)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PublishError(f"{out} already holds something; publish to a new folder, or remove it first")
-    with _beside(out) as folder:
+    with made_beside(out) as folder:
         with no_progress_bar():
             obstacles = write_layouts(model, folder, tokenizer)
         layouts = [name for name, reasons in obstacles.items() if not reasons]
@@ -77,19 +75,6 @@ def publish_model(
             out.rmdir()
         folder.replace(out)
     return Published(out, results, obstacles)
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder on the same file system, gone afterwards unless it was renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_layouts(model: MultimodalTransformer, folder: Path, tokenizer: Path | None) -> dict[str, list[str]]:
