@@ -18,18 +18,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from machine import machine
 from step import CASES, OPTIMIZER, Case, run_config
 
 from mmpretrain.core.types import Batch
@@ -173,7 +171,9 @@ def main() -> int:
     leave()
     print(_line(found))
     asked.record.parent.mkdir(parents=True, exist_ok=True)
-    asked.record.write_text(json.dumps({"machine": _machine(), "results": [found]}, indent=1) + "\n")
+    asked.record.write_text(
+        json.dumps({"machine": machine("torch", "deepspeed", "safetensors"), "results": [found]}, indent=1) + "\n"
+    )
     return 0 if equal and found["share"] <= HIGHEST_SHARE else 1
 
 
@@ -183,17 +183,6 @@ def _line(found: dict) -> str:
         f"({found['gb_per_s_at_once']:.2f} GB/s), stall beside training {found['stall_s']:.2f} s, "
         f"{found['share']:.1%} (the calls alone {found['calls_s']:.2f} s, {found['share_of_calls']:.1%})"
     )
-
-
-def _machine() -> dict[str, object]:
-    return {
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": 1,
-        "loadavg": os.getloadavg(),
-        "versions": {package: version(package) for package in ("torch", "deepspeed", "safetensors")},
-    }
 
 
 if __name__ == "__main__":

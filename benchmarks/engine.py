@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from machine import machine, stay_on_one_core
 from step import CASES, COMPARED, PRECISIONS, TOLERANCE, Case, Step, engine_step
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -104,8 +102,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--record", type=Path, default=RECORD)
     asked = parser.parse_args()
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    stay_on_one_core()
     join()
     results = []
     for name, precision in itertools.product(asked.cases, asked.precisions):
@@ -113,8 +110,9 @@ def main() -> int:
         results.append(result)
         print(_line(result), flush=True)
     leave()
+    about = machine("torch", "transformers", "deepspeed") | {"has_bf16_products": has_bf16_products()}
     asked.record.parent.mkdir(parents=True, exist_ok=True)
-    asked.record.write_text(json.dumps({"machine": _machine(), "results": results}, indent=1) + "\n")
+    asked.record.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n")
     return 0 if all(result["losses_agree"] and result["target_met"] for result in results) else 1
 
 
@@ -125,17 +123,6 @@ def _line(result: dict) -> str:
         f"{result['case']} {result['precision']} batch {result['batch']}: {seconds}; DDP takes times as long as "
         f"{ratios}; losses differ by {result['largest_loss_difference']:.1e}"
     )
-
-
-def _machine() -> dict[str, object]:
-    return {
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": 1,
-        "loadavg": os.getloadavg(),
-        "versions": {package: version(package) for package in ("torch", "transformers", "deepspeed")},
-        "has_bf16_products": has_bf16_products(),
-    }
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+from machine import machine
 
 from data_pipeline.make import make
 from mmpretrain.config import RunConfig, configs_folder, load_run_config
@@ -141,22 +141,13 @@ def main() -> int:
     results = [measure(name, asked.folder, asked.steps) for name in asked.only]
     print(markdown(results))
     asked.record.parent.mkdir(parents=True, exist_ok=True)
-    asked.record.write_text(json.dumps({"machine": _machine(), "results": results}, indent=1) + "\n")
+    asked.record.write_text(
+        json.dumps({"machine": machine("torch", "deepspeed") | {"ranks": RANKS}, "results": results}, indent=1) + "\n"
+    )
     apart = [result["fusion"] for result in results if not result["zero3_difference"] <= TOLERANCE]
     if apart:
         print(f"losses under ZeRO-3 differ from those under ZeRO-2: {'; '.join(apart)}", file=sys.stderr)
     return 1 if apart else 0
-
-
-def _machine() -> dict[str, object]:
-    packages = ("torch", "deepspeed")
-    return {
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "ranks": RANKS,
-        "loadavg": os.getloadavg(),
-        "versions": {package: version(package) for package in packages},
-    }
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+
+from machine import machine
 
 HELP_S, BEYOND_TORCH_S = 0.5, 1.0
 RECORD = Path(__file__).parent / "results" / "startup.json"
@@ -89,7 +89,7 @@ def main() -> int:
         "import": cpu["import mmpretrain"] <= cpu["import torch"] + BEYOND_TORCH_S,
     }
     record = {
-        "machine": _machine(),
+        "machine": machine("torch", "transformers", "deepspeed", "open_clip_torch"),
         "rounds": asked.rounds,
         "median_cpu_s": cpu,
         "median_wall_s": wall,
@@ -99,16 +99,6 @@ def main() -> int:
     asked.record.parent.mkdir(parents=True, exist_ok=True)
     asked.record.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if all(met.values()) else 1
-
-
-def _machine() -> dict[str, object]:
-    packages = ("torch", "transformers", "deepspeed", "open_clip_torch")
-    return {
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "loadavg": os.getloadavg(),
-        "versions": {package: version(package) for package in packages},
-    }
 
 
 if __name__ == "__main__":

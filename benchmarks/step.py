@@ -20,17 +20,15 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from machine import machine, stay_on_one_core
 from torch import Tensor
 
 from mmpretrain.config import RunConfig
@@ -299,8 +297,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.open_clip is not None:
         sys.path.insert(0, str(asked.open_clip))
-    torch.set_num_threads(1)
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    stay_on_one_core()
     results = []
     for name in asked.cases:
         for precision in asked.precisions:
@@ -309,7 +306,7 @@ def main() -> int:
             print(_line(result), flush=True)
     leave()
     asked.record.parent.mkdir(parents=True, exist_ok=True)
-    asked.record.write_text(json.dumps({"machine": _machine(), "results": results}, indent=1) + "\n")
+    asked.record.write_text(json.dumps({"machine": _about(), "results": results}, indent=1) + "\n")
     return 0 if all(result["losses_agree"] and result["target_met"] for result in results) else 1
 
 
@@ -322,18 +319,11 @@ def _line(result: dict) -> str:
     )
 
 
-def _machine() -> dict[str, object]:
+def _about() -> dict[str, object]:
     import open_clip
 
-    packages = ("torch", "transformers", "deepspeed")
-    return {
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": 1,
-        "loadavg": os.getloadavg(),
-        "versions": {package: version(package) for package in packages} | {"open_clip": open_clip.__version__},
-        "has_bf16_products": has_bf16_products(),
-    }
+    about = machine("torch", "transformers", "deepspeed")
+    return about | {"open_clip": open_clip.__version__, "has_bf16_products": has_bf16_products()}
 
 
 if __name__ == "__main__":
