@@ -87,6 +87,7 @@ def tokenizer_facts(tokenizer: "PreTrainedTokenizerFast") -> TokenizerFacts:
         eos_id=end,
         mask_id=tokenizer.mask_token_id,
         special_ids=tuple(sorted(tokenizer.all_special_ids)),
+        ends_texts=end in tokenizer("a")["input_ids"],
     )
 
 

@@ -133,12 +133,13 @@ def _jpeg_header(content: bytes) -> EncodedImage | None:
 
 def _pillow_header(content: bytes) -> EncodedImage:
     with opened_image(content) as image:
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         width, height = image.size[::-1] if orientation > 4 else image.size
     return EncodedImage(content, height, width, orientation, plain_jpeg=False)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """By EXIF, 1 to 8; 1 is upright."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGED:
@@ -148,11 +149,13 @@ def _orientation(image: Image.Image) -> int:
 
 def _read_pillow(content: bytes) -> Pixels:
     with opened_image(content) as image:
-        return np.array(_eight_bits(image).convert("RGB"))  # a copy: PyTorch wants writable memory
+        return np.array(eight_bits(image).convert("RGB"))  # a copy: PyTorch wants writable memory
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips 16-bit grey to white when it converts; keep the high byte instead."""
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey to white when it converts; keep the high byte instead. 32 bits could mean anything."""
+    if image.mode in ("I", "F"):
+        raise SampleError(f"the image has pixels of 32 bits (mode {image.mode}), whose range is not known")
     if not image.mode.startswith("I;16"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -55,6 +55,8 @@ class TokenizerFacts:
     mask_id: int | None = None
     special_ids: tuple[int, ...] = ()
     """Every special id, those above included: never masked nor predicted."""
+    ends_texts: bool = True
+    """Whether every text it encodes holds `eos_id`."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ text. Leave: {extension: content}, the extension told by the content; arrays are
 SampleError: files that cannot be read, content of no known type, arrays of another shape or type.
 """
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from io import BytesIO
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mmpretrain.core.captions import usable_text
 from mmpretrain.core.containers import require
 from mmpretrain.core.errors import SampleError
+from mmpretrain.core.image_bytes import eight_bits, orientation_of
 from mmpretrain.core.media_types import sniff
 from mmpretrain.core.types import Array
 
@@ -80,21 +82,24 @@ def _content(media: Media) -> bytes:
 
 
 def _picture(pixels: Array) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise SampleError(f"pixels are {pixels.dtype} {list(pixels.shape)}, expected uint8 [height, width, 3]")
     return Image.fromarray(pixels)
 
 
 def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    plain = image if image.mode in ("L", "RGB", "RGBA", "P", "I;16") else image.convert("RGB")
-    plain.save(buffer, "PNG", compress_level=1)
+    buffer, exif, plain = BytesIO(), Image.Exif(), eight_bits(image)
+    exif[ExifTags.Base.Orientation] = orientation_of(image)
+    plain = plain if plain.mode in ("L", "RGB", "RGBA", "P") else plain.convert("RGB")
+    plain.save(buffer, "PNG", compress_level=1, exif=exif)
     return buffer.getvalue()
 
 
 def _timed(values: Array, rate: float) -> bytes:
+    if not (isinstance(rate, int | float | np.number) and math.isfinite(rate) and round(rate, 3) > 0):
+        raise SampleError(f"the rate is {rate!r}, expected samples or frames per second")
     if values.ndim in (1, 2) and values.dtype in (np.int16, np.float32, np.float64):
-        return _wav(values, round(rate))
+        return _wav(values, max(1, round(rate)))
     if values.ndim == 4 and values.dtype == np.uint8 and values.shape[3] == 3:
         return _clip(values.astype(np.uint8, copy=False), rate)
     raise SampleError(
@@ -107,6 +112,8 @@ def _wav(samples: Array, rate: int) -> bytes:
     require("soundfile", "audio", "reading sound")
     import soundfile
 
+    if samples.ndim == 2 and samples.shape[1] > samples.shape[0]:
+        raise SampleError(f"samples are {list(samples.shape)}, expected [N, channels]; transpose them")
     buffer = BytesIO()
     kept = samples if samples.dtype == np.int16 else samples.astype(np.float32)
     subtype = "PCM_16" if samples.dtype == np.int16 else "FLOAT"

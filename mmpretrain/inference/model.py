@@ -93,6 +93,8 @@ class Model:
 
     def classify(self, classes: Sequence[str], templates: Sequence[str] = ("{}",), **inputs: Inputs) -> Scores:
         """Zero-shot: cosines of the inputs of one modality with the prompts of each class."""
+        if isinstance(classes, str):
+            raise ConfigError(f"classes are {classes!r}, one text; give a list of names")
         if len(inputs) != 1:
             raise ConfigError(f"saw inputs of {sorted(inputs) or 'no modality'}; classify those of one modality")
         weights = self.class_vectors(ClassSet(classes=list(classes), templates=list(templates)))
@@ -116,6 +118,8 @@ class Model:
         if unread := sorted(rows.keys() - set(head.inputs)):
             raise ConfigError(f"objective {name} reads {', '.join(head.inputs)}, not {', '.join(unread)}")
         (count,) = {len(given) for given in rows.values()}
+        if count == 0:
+            raise DataError("there are no inputs; give at least one")
         parts = []
         for start in range(0, count, BATCH):
             given = {modality: media[start : start + BATCH] for modality, media in rows.items()}

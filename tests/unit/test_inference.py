@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from media import counting_frames, recording, tone, video
-from PIL import Image
+from PIL import ExifTags, Image
 from published_model import CLASSES, FRAMES, IMAGE_SIZE, RATE, picture
 from transformers import AutoModel, AutoProcessor
 
@@ -37,6 +37,20 @@ def test_a_picture_is_the_same_in_every_form(model: Model, red: Path) -> None:
     assert vectors.shape == (5, 32)
     assert torch.equal(vectors, vectors[:1].expand(5, -1))
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+
+
+def test_an_opened_photo_is_that_of_its_file(model: Model, tmp_path: Path) -> None:
+    """Turned by EXIF, and in 16 bits of either byte order."""
+    ramp = np.add.outer(np.arange(48) * 600, np.arange(64) * 400).astype(np.uint16)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray((ramp >> 8).astype(np.uint8)).save(tmp_path / "turned.jpg", exif=turned)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.frombytes("I;16B", (64, 48), ramp.astype(">u2").tobytes()).save(tmp_path / "deep.tif")
+    for name in ("turned.jpg", "deep.png", "deep.tif"):
+        with Image.open(tmp_path / name) as opened:
+            of_file, of_image = model.embed(image=[tmp_path / name, opened])["image"]
+        assert torch.equal(of_file, of_image), name
 
 
 def test_sound_is_the_same_as_a_file_and_as_samples(model: Model, tmp_path: Path) -> None:
@@ -131,6 +145,11 @@ def test_inputs_that_cannot_be_used_are_named(model: Model, red: Path, tmp_path:
         ({"image": sound}, r"image input 0: no image member \(saw: wav\)"),
         ({"image": np.zeros((4, 4), np.float32)}, r"pixels are float32 \[4, 4\], expected uint8 \[height, width, 3\]"),
         ({"audio": (np.zeros((4, 4, 4), np.int16), 8)}, r"values with a rate are int16 \[4, 4, 4\], expected samples"),
+        ({"image": np.zeros((0, 4, 3), np.uint8)}, r"pixels are uint8 \[0, 4, 3\], expected uint8"),
+        ({"image": Image.new("F", (4, 4))}, r"pixels of 32 bits \(mode F\), whose range is not known"),
+        ({"audio": (np.zeros((2, 800), np.int16), 8)}, r"samples are \[2, 800\], expected \[N, channels\]; transpose"),
+        ({"audio": (np.zeros(800, np.int16), 0)}, "the rate is 0, expected samples or frames per second"),
+        ({"video": (np.zeros((2, 8, 8, 3), np.uint8), float("nan"))}, "the rate is nan, expected samples"),
         ({"image": 3}, "saw int, expected a path, bytes, an image"),
         ({"text": 3}, "text input 0: saw int, expected text"),
         ({"text": " "}, "text input 0: the text is blank"),
@@ -149,6 +168,10 @@ def test_questions_that_the_model_cannot_answer_are_refused(model: Model, red: P
         model.predict("tags", image=[red])
     with pytest.raises(DataError, match="give as many of each modality"):
         model.predict("animal", image=[red], text=["a", "b"])
+    with pytest.raises(DataError, match="there are no inputs; give at least one"):
+        model.predict("animal", image=[])
+    with pytest.raises(ConfigError, match="classes are 'cat, dog', one text; give a list of names"):
+        model.classify("cat, dog", image=red)
     with pytest.raises(ConfigError, match="classify those of one modality"):
         model.classify(["cat"], image=red, text="a")
     with pytest.raises(DataError, match="each template needs a {} for the class name"):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_pipeline.tokenizer import tokenizer_facts, train_tokenizer
 from mmpretrain.core.errors import ConfigError, DataError
@@ -82,6 +83,14 @@ def test_the_facts_are_those_of_the_tokenizer(folder: Path) -> None:
     assert tokenizer_facts(load_tokenizer(folder)) == TokenizerFacts(
         vocab_size=300, pad_id=0, eos_id=299, mask_id=2, special_ids=(0, 1, 2, 3, 299)
     )
+
+
+def test_a_tokenizer_may_know_an_end_and_put_it_behind_no_text(tmp_path: Path) -> None:
+    """As GPT-2's does."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1, "<eos>": 2}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(tmp_path)
+    facts = tokenizer_facts(load_tokenizer(tmp_path))
+    assert (facts.eos_id, facts.ends_texts) == (2, False)
 
 
 def test_what_cannot_be_trained_is_refused(shard: Path, folder: Path, tmp_path: Path) -> None:

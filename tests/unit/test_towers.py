@@ -1,6 +1,7 @@
 """Towers against transformers' CLIP, SigLIP, BERT and ViT and torchvision's ResNet, weights carried over."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -240,6 +241,13 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused():
         native(stem=WORDS | {"vocab_size": 49}).resolve("text", TOKENIZER)
 
 
+def test_a_text_is_read_at_its_end_only_where_the_tokenizer_marks_it():
+    endless = replace(TOKENIZER, ends_texts=False)
+    with pytest.raises(ConfigError, match="puts no such token behind texts; add one to its post-processor"):
+        native(stem=WORDS, pooling="eos").resolve("text", endless)
+    assert native(stem=WORDS, pooling="mean").resolve("text", endless).stem.eos_id == EOS
+
+
 def test_what_a_stem_leaves_open_comes_from_the_tokenizer():
     stem = native(stem={"kind": "embeddings", "eos_id": 7}).resolve("text", TOKENIZER).stem
     assert (stem.vocab_size, stem.eos_id, stem.mask_id, stem.special_ids) == (VOCABULARY, 7, 3, (0, 3, EOS))
@@ -314,6 +322,10 @@ def test_named_towers_that_do_not_fit_are_refused(folders, tmp_path):
         hf_model(tmp_path, "absent", "absent")
     with pytest.raises(ConfigError, match="context_length 10 is longer than the 9 positions"):
         hf_model(folders, "clip", "clip", context_length=10)
+    with pytest.raises(
+        ConfigError, match="sees none of the words behind it; set the tower's pooling to mean or pooler"
+    ):
+        HFAutoTowerConfig(name=str(folders / "clip"), context_length=LENGTH).build("text")
     with pytest.raises(ConfigError, match="cannot leave tokens out"):
         hf_model(folders, "vit", "bert").towers["image"](pixels(), keep=torch.zeros(3, 1, dtype=torch.int64))
     (tmp_path / "vit").mkdir()
@@ -361,7 +373,8 @@ def test_weights_that_are_none_are_refused(tmp_path):
 @pytest.mark.parametrize(("text", "causal"), [("clip", True), ("siglip", False), ("bert", False)])
 def test_a_named_tower_knows_whether_its_words_see_later_ones(folders, text, causal):
     before = torch.random.get_rng_state()
-    tower = HFAutoTowerConfig(name=str(folders / text), context_length=LENGTH).resolve("text", TOKENIZER)
+    tower = HFAutoTowerConfig(name=str(folders / text), context_length=LENGTH, pooling="mean")
+    tower = tower.resolve("text", TOKENIZER)
     assert tower.build("text").facts().causal is causal
     torch.random.set_rng_state(before)
     with torch.device("meta"):

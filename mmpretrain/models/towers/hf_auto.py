@@ -204,6 +204,12 @@ def _measure(config: HFAutoTowerConfig, pattern: PreTrainedModel, inputs: Encode
         raise ConfigError(
             f"{config.name} puts no class token before its {content} tokens; set the tower's pooling to mean"
         )
+    causal = modality == "text" and is_causal(pattern)
+    if config.pooling == "class" and causal:
+        raise ConfigError(
+            f"the first token of {config.name} sees none of the words behind it; set the tower's pooling to "
+            f"{'mean' if outputs.get('pooler_output') is None else 'mean or pooler'}"
+        )
     return TowerFacts(
         width=tokens.shape[2],
         num_tokens=content,
@@ -211,5 +217,5 @@ def _measure(config: HFAutoTowerConfig, pattern: PreTrainedModel, inputs: Encode
         vocab_size=pattern.config.vocab_size if modality == "text" else None,
         special_ids=config.special_ids or (),
         mask_id=config.mask_id,
-        causal=modality == "text" and is_causal(pattern),
+        causal=causal,
     )

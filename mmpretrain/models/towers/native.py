@@ -93,6 +93,11 @@ class NativeTowerConfig(TowerConfig):
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         if tokenizer is None:
             return self
+        if self.pooling == "eos" and not tokenizer.ends_texts:
+            raise ConfigError(
+                "pooling eos reads a text where it ends, and the tokenizer puts no such token behind texts; add one to "
+                "its post-processor, or set the tower's pooling to mean"
+            )
         return self.model_copy(update={"stem": self.stem.with_tokenizer(tokenizer)})
 
     def input_field(self, modality: str) -> FieldSpec:
