@@ -8,7 +8,7 @@ N pairs of frames, H x W pixels.
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,6 +34,13 @@ class LucasKanadeConfig(Config):
     """Steps at each size."""
     window: int = Field(9, gt=0)
     """Height and width in pixels of the window that is taken to move as one; odd."""
+
+    @field_validator("window")
+    @classmethod
+    def _has_a_middle(cls, window: int) -> int:
+        if window % 2 == 0:
+            raise ValueError(f"a window of {window} pixels has no middle; use {window + 1}")
+        return window
 
     def build(self) -> "LucasKanade":
         return LucasKanade(self)

@@ -90,16 +90,18 @@ def load_encoder(model: PreTrainedModel, name: str, whole: PretrainedConfig, mod
 
 
 def adopt_words(model: PreTrainedModel) -> None:
-    """Put our word embedding in the place of the model's, around the same weight."""
-    theirs = cast(nn.Embedding, model.get_input_embeddings())
+    """Put our word embedding in the place of the model's, around the same weight; one that scales stays."""
+    theirs = model.get_input_embeddings()
+    if type(theirs) is not nn.Embedding:
+        return
     ours = WordEmbedding(theirs.num_embeddings, theirs.embedding_dim, theirs.padding_idx, device="meta")
     ours.weight = theirs.weight
     model.set_input_embeddings(ours)
 
 
 def encoder_of(model: PreTrainedModel, modality: str) -> PreTrainedModel:
-    """What reads the modality: of a dual model its half."""
+    """What reads the modality: of a dual model its half, of T5 and its like not the decoder."""
     half = HALVES[modality]
-    if f"{half}_config" not in model.config.sub_configs:
-        return model
-    return cast(PreTrainedModel, model.get_submodule(f"{half}_model"))
+    if f"{half}_config" in model.config.sub_configs:
+        return cast(PreTrainedModel, model.get_submodule(f"{half}_model"))
+    return cast(PreTrainedModel, model.get_encoder()) if model.config.is_encoder_decoder else model

@@ -154,9 +154,10 @@ def ignores_padding(pattern: PreTrainedModel, length: int, pooled: bool) -> bool
 
 
 def check_length(encoder: PreTrainedModel, length: int, name: str) -> None:
-    """Refuse texts of more tokens than the encoder has positions."""
-    longest = encoder.config.max_position_embeddings - _reserved_positions(encoder)
-    if length > longest:
+    """Refuse texts of more tokens than the encoder has positions, where it has any (T5 measures distances)."""
+    positions = getattr(encoder.config, "max_position_embeddings", None) or -1  # XLNet says -1
+    longest = positions - _reserved_positions(encoder)
+    if 0 < longest < length:
         raise ConfigError(
             f"context_length {length} is longer than the {longest} positions of {name}; "
             f"set context_length to {longest} or less"

@@ -20,7 +20,7 @@ from mmpretrain.modalities.base import PatchStem
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent
 from mmpretrain.models.towers.base import TowerConfig
-from mmpretrain.models.towers.frames import FramesTowerConfig
+from mmpretrain.models.towers.frames import FramesTower, FramesTowerConfig
 from mmpretrain.models.towers.hf_auto import HFAutoTowerConfig
 from mmpretrain.models.towers.native import NativeTowerConfig
 from mmpretrain.objectives.infonce import InfoNCE
@@ -119,12 +119,14 @@ class _Grids:
             if isinstance(module, LearnedPositions):
                 positions[f"{path}.weight"] = grid or (module.weight.shape[0],)
             elif isinstance(module, SpaceTimePositions) and grid is not None:
-                positions |= {f"{path}.time": grid[:1], f"{path}.space": grid[1:]}
+                positions |= {f"{path}.time": (grid[0], 1, 1), f"{path}.space": grid[1:]}
         return cls(positions, kernels)
 
 
 def _grid_around(root: nn.Module, path: str) -> Grid | None:
     owner = root.get_submodule(path.rpartition(".")[0])
+    if isinstance(owner, FramesTower):
+        return (owner.facts().num_tokens, 1, 1)
     return owner.grid if isinstance(owner, PatchStem) else None
 
 
@@ -186,4 +188,5 @@ def _logits(model: MultimodalTransformer, parent: Parent) -> Iterator[_Route]:
 
 
 def _shown(grid: Grid) -> str:
-    return "x".join(map(str, grid))
+    """Times alone, places, or both."""
+    return "x".join(map(str, grid)).removesuffix("x1x1")

@@ -9,12 +9,16 @@ from pydantic import ValidationError
 from torchvision.models import resnet18
 from transformers import (
     AutoModel,
+    BartConfig,
+    BartModel,
     BertConfig,
     BertModel,
     CLIPConfig,
     CLIPModel,
     SiglipConfig,
     SiglipModel,
+    T5Config,
+    T5Model,
     ViTConfig,
     ViTModel,
 )
@@ -293,6 +297,22 @@ def test_a_named_tower_computes_what_its_library_computes(folders, image, text):
     seen = model.towers["image"](pixels())["pooled"], model.towers["text"](ids(), mask)["pooled"]
     assert_same(seen[0], vision(pixel_values=normalised(pixels())).pooler_output)
     assert_same(seen[1], words(input_ids=ids(), attention_mask=mask.long()).pooler_output)
+
+
+def test_of_an_encoder_with_a_decoder_the_encoder_reads(tmp_path):
+    """T5 has no table of positions; this BART scales its words."""
+    heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
+    sizes = {"vocab_size": VOCABULARY, "d_model": WIDTH, "max_position_embeddings": LENGTH, "encoder_ffn_dim": 64}
+    scaled = BartModel(BartConfig(**heads, **sizes, encoder_layers=1, decoder_layers=1, scale_embedding=True))
+    sizes = {"vocab_size": VOCABULARY, "d_model": WIDTH, "d_kv": 16, "d_ff": 64, "num_layers": 1}
+    distant = T5Model(T5Config(**sizes, num_heads=HEADS))
+    mask = ids() != 0
+    for model in (scaled, distant):
+        randomise(model).save_pretrained(tmp_path)
+        tower = HFAutoTowerConfig(name=str(tmp_path), context_length=LENGTH, pooling="mean").build("text").eval()
+        tower.load_pretrained()
+        expected = model.eval().get_encoder()(input_ids=ids(), attention_mask=mask.long()).last_hidden_state
+        assert_same(tower(ids(), mask)["tokens"][mask], expected[mask])
 
 
 def test_a_named_tower_lives_on_without_the_folder_it_came_from(folders, tmp_path):

@@ -175,7 +175,13 @@ def test_a_model_without_a_common_tower_or_size_is_refused_naming_why(clip_folde
     wide = {"image": CLIP["image"] | {"width": 32}, "text": CLIP["text"] | {"width": 32}}
     with pytest.raises(CheckpointError, match="CLIPModel.*towers.image: 2 heads, width 24 there, 2 heads, width 32 he"):
         warmed(clip_folder, child(wide))
-    other = {"kind": "hf_auto", "name": str(clip_folder), "pretrained": False, "context_length": LENGTH}
+    other = {
+        "kind": "hf_auto",
+        "name": str(clip_folder),
+        "pretrained": False,
+        "context_length": LENGTH,
+        "pooling": "mean",
+    }
     with pytest.raises(CheckpointError, match="only towers of kind hf_auto and of this architecture can hold a bert"):
         warmed(bert_folder, child({"text": other}))
 
@@ -286,6 +292,28 @@ def test_frames_go_through_the_image_tower_that_was_there() -> None:
     inner = video.towers["video"].image.state_dict()
     assert all(torch.equal(inner[name], tensor) for name, tensor in source.towers["image"].state_dict().items())
     assert transfer.accounts["towers.video"].fresh > 0
+
+
+@pytest.mark.parametrize("kind", ["factorised", "learned", "frames"])
+def test_a_shorter_clip_spreads_its_positions_over_the_same_time(kind: str) -> None:
+    """Eight times whose positions count up become four between them, wherever a tower keeps them."""
+    image = TOWER | {"width": 24, "stem": STEM}
+    stem = STEM | {"kind": "tubes", "tube_frames": 1, "positions": kind}
+
+    def clip(frames: int) -> MultimodalTransformer:
+        if kind == "frames":
+            return child({"video": {"kind": "frames", "image": image, "frames": frames, "depth": 1, "heads": 2}})
+        return child({"video": TOWER | {"width": 24, "stem": stem | {"frames": frames}}})
+
+    name = {"factorised": "stem.positions.time", "learned": "stem.positions.weight", "frames": "positions.weight"}[kind]
+    longer, shorter = clip(8), clip(4)
+    weight = longer.towers["video"].get_parameter(name)
+    with torch.no_grad():
+        weight.copy_(torch.arange(8.0).repeat_interleave(len(weight) // 8)[:, None].expand_as(weight))
+    transfer = take_over(shorter, as_parent(longer))
+    found = shorter.towers["video"].get_parameter(name)
+    assert found.unflatten(0, (4, -1))[:, 0, 0].tolist() == [0.5, 2.5, 4.5, 6.5]
+    assert "positions 8" in transfer.table()
 
 
 def test_heads_of_the_same_name_are_taken_over_and_others_left_fresh() -> None:

@@ -214,6 +214,12 @@ def test_video_towers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build(kind="two_stream", rgb=FRAMES, flow_frames=3, flow=raft)
     with pytest.raises(ValidationError, match="a tower of kind two_stream reads videos, not 'image'"):
         ModelConfig.model_validate({"towers": {"image": {"kind": "two_stream", "rgb": FRAMES}}})
+    with pytest.raises(
+        ValidationError, match="patch_dropout of the rgb tower inside a tower of kind two_stream is not"
+    ):
+        build(kind="two_stream", rgb=TUBES | {"patch_dropout": 0.5}, flow_frames=3)
+    with pytest.raises(ValidationError, match="a window of 8 pixels has no middle; use 9"):
+        build(kind="two_stream", rgb=TUBES, flow_frames=3, flow={"kind": "lucas_kanade", "window": 8})
     model = build(kind="two_stream", rgb=FRAMES, flow_frames=3)
     for keeper in (model.towers["video"], build(kind="torchvision", name="s3d", image_size=32).towers["video"]):
         with pytest.raises(ConfigError, match="masked autoencoding needs kind native"):

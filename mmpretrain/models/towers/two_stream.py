@@ -59,6 +59,12 @@ class TwoStreamTowerConfig(TowerConfig):
         if modality != "video":
             raise ValueError(f"a tower of kind two_stream reads videos, not {modality!r}; name it video")
         self.rgb.check("video")
+        if isinstance(self.rgb, NativeTowerConfig) and self.rgb.patch_dropout != 0.0:
+            raise ValueError("patch_dropout of the rgb tower inside a tower of kind two_stream is not done; remove it")
+
+    @property
+    def last_phase(self) -> int:
+        return self.rgb.last_phase
 
     def resolve(self, modality: str, tokenizer: TokenizerFacts | None) -> Self:
         return self.model_copy(update={"rgb": self.rgb.resolve("video", tokenizer)})
