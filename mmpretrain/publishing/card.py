@@ -111,6 +111,11 @@ def _layouts(contents: Contents) -> str:
     ]
     table = _table(("loads in", "largest difference of an embedding's coordinate"), rows)
     note = f"Compared on `probe.safetensors` in a fresh process; more than {TOLERANCE:g} is refused."
+    if "usage_open_clip.py" in contents.usage:
+        note += (
+            " open_clip's own tokenizer cleans texts first (entities, quotes, blanks, line ends), which training did "
+            "not; `usage_open_clip.py` goes around that."
+        )
     return "\n\n".join([note, table, *(["Not available as:\n\n" + "\n".join(missed)] if missed else [])])
 
 

@@ -84,7 +84,7 @@ def _write_open_clip(pair: DualEncoder, folder: Path, tokenizer: Path | None) ->
     weights = {name: tensor.float().contiguous() for name, tensor in open_clip_state(pair).items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
     if tokenizer is not None:
-        _sized(tokenizer, pair).save_pretrained(folder)
+        sized_tokenizer(tokenizer, pair.text_stem.context_length).save_pretrained(folder)
 
 
 EXPORTS = (
@@ -106,10 +106,12 @@ def _save_processor(
     if tokenizer is None:
         images.save_pretrained(folder)
     else:
-        kind(images, _sized(tokenizer, pair)).save_pretrained(folder)
+        kind(images, sized_tokenizer(tokenizer, pair.text_stem.context_length)).save_pretrained(folder)
 
 
-def _sized(folder: Path, pair: DualEncoder) -> PreTrainedTokenizerBase:
+def sized_tokenizer(folder: Path, length: int) -> PreTrainedTokenizerBase:
+    """Cuts and pads to `length` on the right, as training did whatever the tokenizer's own side was."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    tokenizer.model_max_length = pair.text_stem.context_length
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    tokenizer.model_max_length = length
     return tokenizer

@@ -15,14 +15,13 @@ from importlib import metadata
 from pathlib import Path
 
 import yaml
-from transformers import AutoTokenizer
 
 from mmpretrain.core.folders import made_beside
 from mmpretrain.modalities.base import CodecConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.quiet import no_progress_bar
 from mmpretrain.publishing.card import Contents, render_card
-from mmpretrain.publishing.exports import image_processor, write_exports
+from mmpretrain.publishing.exports import image_processor, sized_tokenizer, write_exports
 from mmpretrain.publishing.facts import PublishError, PublishFacts, check_facts
 from mmpretrain.publishing.probe import write_probe
 from mmpretrain.publishing.processor import write_codecs
@@ -85,9 +84,7 @@ def write_layouts(model: MultimodalTransformer, folder: Path, tokenizer: Path | 
     if image is not None:
         image_processor(image.shape[-1], None).save_pretrained(folder)
     if tokenizer is not None and text is not None:
-        words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-        words.model_max_length = text.shape[0]
-        words.save_pretrained(folder)
+        sized_tokenizer(tokenizer, text.shape[0]).save_pretrained(folder)
     write_probe(model, folder)
     return write_exports(model, folder, tokenizer)
 

@@ -48,7 +48,9 @@ from PIL import Image
 
 name = f"local-dir:{Path(__file__).parent / 'open_clip'}"
 model, _, preprocess = open_clip.create_model_and_transforms(name)
-tokens = open_clip.get_tokenizer(name)(["a red square", "a blue circle"])
+words = open_clip.get_tokenizer(name).tokenizer  # which itself leaves texts as training saw them
+texts = ["a red square", "a blue circle"]
+tokens = words(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
 image = Image.new("RGB", (320, 240), "red")  # your photo
 
 with torch.no_grad():

@@ -18,14 +18,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, CLIPModel, SiglipModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel, SiglipModel
 
 from mmpretrain.core.types import TensorDict
+from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.publishing.facts import PublishError
 from mmpretrain.publishing.probe import embed, read_probe
 
 TOLERANCE = 1e-5
+TEXTS = ("a red square", "one of more words than fit " * 99)
 Differences = dict[str, float]
 Results = dict[str, Differences | None]
 
@@ -51,6 +53,8 @@ def verify(folder: Path) -> Results:
     for name, answer in LAYOUTS.items():
         if (folder / name).is_dir():
             results[name] = _compare(name, answer(folder / name, probe), probe) if _installed(name) else None
+            if (folder / name / "tokenizer.json").exists():
+                _compare_words(name, folder)
     for example in sorted(folder.glob("usage*.py")):
         if not _installed(example.stem.removeprefix("usage_")):
             continue
@@ -69,6 +73,15 @@ def _compare(layout: str, answers: TensorDict, probe: TensorDict) -> Differences
     if wrong:
         raise PublishError(f"{layout}: embeddings differ from the trained model's by {wrong}, more than {TOLERANCE}")
     return found
+
+
+def _compare_words(layout: str, folder: Path) -> None:
+    """Ids that a layout's tokenizer gives, beside those that training gave."""
+    inputs = AutoConfig.from_pretrained(folder).parsed_model().inputs
+    expected = TextCodecConfig().build(inputs, str(folder)).encode(TEXTS)["text"].tolist()
+    words = AutoTokenizer.from_pretrained(folder / layout)
+    if words(list(TEXTS), padding="max_length", truncation=True)["input_ids"] != expected:
+        raise PublishError(f"{layout}: its tokenizer gives other ids than the trained model's")
 
 
 def _own(folder: Path, probe: TensorDict) -> TensorDict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPProcessor, PreTrainedToke
 from mmpretrain.publishing.card import Contents, render_card
 from mmpretrain.publishing.facts import ParentFacts, PublishError, PublishFacts, SourceFacts
 from mmpretrain.publishing.folder import Published, check_sums, publish_model
+from mmpretrain.publishing.verify import verify
 
 FACTS = PublishFacts(
     name="shapes-tiny",
@@ -29,7 +31,7 @@ FACTS = PublishFacts(
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A word tokenizer of the model's vocabulary, whose end token has the largest id."""
+    """A word tokenizer of the model's vocabulary, whose end token has the largest id; it would pad on the left."""
     words = ["<pad>", "<unk>", "<mask>", "<bos>", "a", "red", "blue", "square", "circle"]
     words += [f"w{number}" for number in range(VOCABULARY - len(words) - 1)] + ["<eos>"]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
@@ -38,7 +40,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
     names = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask", "bos", "eos")}
     folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+    sides = {"padding_side": "left", "truncation_side": "left"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names, **sides).save_pretrained(folder)
     return folder
 
 
@@ -107,6 +110,15 @@ def test_a_user_of_transformers_gets_the_answers_of_the_model(published: Publish
     theirs = CLIPModel.from_pretrained(published.folder / "clip").get_text_features(input_ids=ids).pooler_output
     ours = clip_model().embed("text", ids, torch.tensor(words["attention_mask"]).bool())
     torch.testing.assert_close(theirs / theirs.norm(dim=1), ours, rtol=0, atol=1e-5)
+
+
+def test_a_layout_whose_tokenizer_reads_otherwise_is_found(published: Published, tmp_path: Path) -> None:
+    copy = shutil.copytree(published.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("usage*", "open_clip"))
+    assert set(verify(copy)) == {"mmpretrain", "clip"}
+    settings = copy / "clip" / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"right"', '"left"'))
+    with pytest.raises(PublishError, match="clip: its tokenizer gives other ids than the trained model's"):
+        verify(copy)
 
 
 def test_checksums_find_a_changed_and_an_added_file(published: Published, tmp_path: Path) -> None:
