@@ -54,7 +54,7 @@ class ScheduleConfig(Config):
     unit: Literal["steps", "samples"] = "steps"
     """What `warmup` counts."""
     final_fraction: float = Field(0.0, ge=0, le=1)
-    """Rate of the last step as a share of the peak."""
+    """What the rate falls to, as a share of the peak; the step after the last would have it."""
 
     def broken_rules(self) -> Iterator[Rule]:
         if self.kind == "constant" and self.final_fraction:

@@ -46,6 +46,8 @@ def load(engine: Engine, folder: Path) -> Position | None:
     set_optimizer_step(engine.deepspeed, engine.stage, manifest.optimizer_step)
     engine.deepspeed.global_steps = manifest.position.step
     engine.deepspeed.global_samples = manifest.position.samples
+    if engine.loss_scale is not None:
+        engine.loss_scale = manifest.position.loss_scale or engine.loss_scale
     return manifest.position
 
 

@@ -29,6 +29,7 @@ from mmpretrain.training.averaged import WeightAverage
 from mmpretrain.training.compiling import compile_blocks
 from mmpretrain.training.float8 import use_float8
 from mmpretrain.training.fragments import Fragment, fragments, inner_optimizer, move_average
+from mmpretrain.training.loss_scale import LossScale
 from mmpretrain.training.muon import MuonAdamW
 from mmpretrain.training.optimizer import build_optimizer
 from mmpretrain.training.partitions import matrix_places
@@ -61,6 +62,8 @@ class StepResult:
     grad_norm: float
     """Global L2 norm before clipping; not finite when the step was skipped."""
     skipped: bool
+    loss_scale: float | None
+    """By which fp16 gradients were scaled; None in other precisions."""
     compute_s: float
     """Seconds this rank encoded its rows before it met the others."""
 
@@ -85,6 +88,7 @@ class Engine:
         if isinstance(optimizer, MuonAdamW):
             optimizer.places = matrix_places(self.deepspeed, self.stage)
         self.average = None if config.ema is None else WeightAverage(config.ema, self._fragments())
+        self.loss_scale = LossScale() if config.precision == "fp16" else None
         self._update_waits_for: Callable[[], None] | None = None
         self._stopwatch = Stopwatch(device)
         model.when_encoded = self._stopwatch.stop
@@ -110,9 +114,14 @@ class Engine:
         scales = {name: world_size() / count.clamp(min=1.0) for name, count in counts.items()}
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group["lr_share"]
+        loss_scale = self.loss_scale
+        if loss_scale is not None:
+            self.deepspeed.optimizer.override_loss_scale(loss_scale.value)
         skipped_before = self.deepspeed.skipped_steps
         outputs = [self._forward_backward(part, scales) for part in self._parts(micro)]
         skipped = self.deepspeed.skipped_steps > skipped_before
+        if loss_scale is not None:
+            self.loss_scale = loss_scale.after(skipped)
         if not skipped:
             self._after_step()
             if self.average is not None:
@@ -125,6 +134,7 @@ class Engine:
             metrics=_means(outputs, "metric."),
             grad_norm=float(self.deepspeed.get_global_grad_norm() or 0.0),
             skipped=skipped,
+            loss_scale=None if loss_scale is None else loss_scale.value,
             compute_s=self._stopwatch.read(),
         )
 
@@ -213,8 +223,6 @@ def deepspeed_config(config: RunConfig, backwards_per_step: int, world: int) -> 
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    if config.precision == "fp16":
-        generated["torch_autocast"] = {"enabled": True, "dtype": "float16"}
     for key in _REPLACED.keys() & config.engine.deepspeed.keys():
         raise ConfigError(f"engine.deepspeed.{key}: the run's own {_REPLACED[key]} decides this; set that instead")
     merged = _merged(generated, config.engine.deepspeed, "engine.deepspeed")

@@ -23,6 +23,7 @@ from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.folders import is_plain_name
 from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.run_files import MANIFEST, fits, record_of
+from mmpretrain.training.loss_scale import LossScale
 
 FORMAT = 2
 _UNSEALED = 1
@@ -56,13 +57,17 @@ class Position:
     wandb_id: str | None = None
     passed_over: tuple[PassedOver, ...] = ()
     """Data that the run left out when it went back to checkpoints, in order."""
+    loss_scale: LossScale | None = None
+    """Of the next step, in fp16."""
 
     @classmethod
     def read(cls, raw: dict[str, Any]) -> Position:
         """From the JSON of a manifest; ValueError where it tells no place of a run."""
-        plain = {name: value for name, value in raw.items() if name != "passed_over"}
+        plain = {name: value for name, value in raw.items() if name not in ("passed_over", "loss_scale")}
         passed_over = tuple(record_of(PassedOver, one) for one in raw.get("passed_over", ()))
-        return replace(record_of(cls, plain), passed_over=passed_over)
+        scale = raw.get("loss_scale")
+        loss_scale = None if scale is None else record_of(LossScale, scale)
+        return replace(record_of(cls, plain), passed_over=passed_over, loss_scale=loss_scale)
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,8 @@ class Reporter:
         metrics["train/lr"] = lr
         metrics["train/grad_norm"] = result.grad_norm
         metrics["train/skipped_steps"] = float(result.skipped)
+        if result.loss_scale is not None:
+            metrics["train/grad_scale"] = result.loss_scale
         metrics[SCORE] = self.spikes.score(metrics)
         metrics |= {_qualified(name): value for name, value in _floats(result.metrics).items()}
         metrics["perf/step_s"] = step_s

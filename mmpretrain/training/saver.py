@@ -108,6 +108,7 @@ class Saver:
             data_hash=self.data_hash,
             wandb_id=wandb_id.read_text().strip() if wandb_id.exists() else None,
             passed_over=read_rollbacks(self.folder.path),
+            loss_scale=self.engine.loss_scale,
         )
 
     def _phase(self, step: int) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.training import checkpoint
 from mmpretrain.training.engine import Engine
 from mmpretrain.training.fragments import KEYS
+from mmpretrain.training.loss_scale import LossScale
 from mmpretrain.training.manifest import Position
 from mmpretrain.training.saving import begin
 from mmpretrain.training.snapshot import Snapshot
@@ -92,6 +93,7 @@ OPTIONS: dict[str, tuple[list[int], dict[str, object]]] = {
     "checkpointing": ([1, 3], {"engine": {"activation_checkpointing": "block"}}),
     "offload": ([1, 2, 3], {"engine": {"offload": "optimizer"}}),
     "bf16": ([0, 1, 2, 3], {"precision": "bf16"}),
+    "fp16": ([1, 2, 3], {"precision": "fp16"}),
     "muon": ([0, 1, 2, 3], {"optimizer": {"kind": "muon", "lr": LR, "weight_decay": 0.1, "eps": 1e-6}}),
 }
 
@@ -230,16 +232,32 @@ def caching(folder: Path) -> None:
 
 
 def options(folder: Path) -> None:
-    """Activation checkpointing and CPU offload change memory, not numbers; bf16 is the same at every stage."""
+    """Activation checkpointing and CPU offload change memory, not numbers; bf16 and fp16 round alike at all stages."""
     for name, (stages, changes) in OPTIONS.items():
         for case, engine in engines("spanning", [2], stages, **changes):
             losses = train(engine, range(OPTION_STEPS))
-            state, position = full_state(engine), Position(OPTION_STEPS, OPTION_STEPS * GLOBAL_BATCH, "d")
+            state, samples = full_state(engine), OPTION_STEPS * GLOBAL_BATCH
+            position = Position(OPTION_STEPS, samples, "d", loss_scale=engine.loss_scale)
             checkpoint.save(engine, folder / name / case, position, "seed: 0\n")
             restored = next(engines("spanning", [2], [engine.stage], **changes))[1]
             checkpoint.load(restored, folder / name / case)
             assert all(torch.equal(value, state[key]) for key, value in full_state(restored).items()), (name, case)
+            assert restored.loss_scale == engine.loss_scale, (name, case)
             leave_results(folder, f"{name}-{case}", losses, state)
+            if engine.loss_scale is not None:
+                overflow(engine)
+
+
+def overflow(engine: Engine) -> None:
+    """A scale at which fp16 gradients overflow costs a step on all ranks, and halves until it does no longer."""
+    before, highest = full_state(engine), 2.0**26
+    engine.loss_scale = LossScale(highest)
+    batches = micro_batches(engine.config, OPTION_STEPS)
+    assert engine.step(batches, LR).skipped and engine.loss_scale == LossScale(highest / 2)
+    assert all(torch.equal(value, before[name]) for name, value in full_state(engine).items())
+    while (result := engine.step(batches, LR)).skipped:
+        assert result.loss_scale is not None and result.loss_scale > 2.0**16
+    assert engine.loss_scale == LossScale(result.loss_scale, steps=1) and 0 < result.grad_norm < 100
 
 
 def held_updates() -> None:

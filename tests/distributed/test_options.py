@@ -1,4 +1,4 @@
-"""Options that trade memory for time give the same numbers; bf16 gives the same ones at every ZeRO stage."""
+"""Options that trade memory for time give the same numbers; bf16 and fp16 give the same ones at every ZeRO stage."""
 
 import json
 from pathlib import Path
@@ -51,6 +51,14 @@ def test_bf16_is_the_same_at_every_stage(losses: dict[str, list[float]], stage: 
 def test_bf16_rounds_and_stays_near_fp32(losses: dict[str, list[float]]) -> None:
     rounded, exact = losses["bf16-zero0"], losses["plain-zero0"]
     assert rounded != exact and rounded == pytest.approx(exact, abs=0.05)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_fp16_rounds_less_and_clips_by_the_norm_of_what_was_not_scaled(
+    losses: dict[str, list[float]], stage: int
+) -> None:
+    rounded, exact = losses[f"fp16-zero{stage}"], losses["plain-zero0"]
+    assert rounded != exact and rounded == pytest.approx(exact, abs=0.01)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -44,7 +44,9 @@ def test_the_loss_of_a_step_has_the_weights_of_that_step() -> None:
 def test_the_report_weighs_with_the_weights_of_its_step_and_tells_those_that_change() -> None:
     losses = {"itc": torch.tensor(6.0), "mim": torch.tensor(8.0)}
     counts = {"itc": torch.tensor(3.0), "mim": torch.tensor(4.0)}
-    result = StepResult(losses, counts, {"itc": 1.0, "mim": 0.25}, ("mim",), {}, 1.0, skipped=False, compute_s=0.0)
+    result = StepResult(
+        losses, counts, {"itc": 1.0, "mim": 0.25}, ("mim",), {}, 1.0, skipped=False, loss_scale=None, compute_s=0.0
+    )
     metrics = Reporter(8, Requests(None), False, torch.device("cpu")).report(1, 0.1, [], result).metrics
     assert metrics["train/loss"] == pytest.approx(2.0 + 0.25 * 2.0)
     assert metrics["train/weight_mim"] == 0.25

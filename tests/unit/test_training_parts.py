@@ -16,6 +16,7 @@ from mmpretrain.core.types import StepReport
 from mmpretrain.tracking.record import Figure
 from mmpretrain.training.engine import check_precision, deepspeed_config
 from mmpretrain.training.hooks import Every, Requested, StopOnDivergence, Verdict, WarnBelow
+from mmpretrain.training.loss_scale import LossScale
 from mmpretrain.training.manifest import read_manifest
 from mmpretrain.training.optimizer import GuardedAdamW, parameter_groups
 from mmpretrain.training.ranks import on_main
@@ -106,6 +107,18 @@ def test_further_deepspeed_keys_pass_and_contradictions_are_refused() -> None:
 def test_fp16_is_refused_without_cuda() -> None:
     with pytest.raises(ClusterError, match="fp16 needs a CUDA device and this run is on cpu; use precision: bf16"):
         check_precision(run("precision=fp16"), torch.device("cpu"))
+
+
+def test_a_loss_scale_moves_as_that_of_pytorch() -> None:
+    """Where PyTorch's does not fall below 1, which ours never does."""
+    scale, steps = torch.tensor(2.0**16), torch.tensor(0, dtype=torch.int32)
+    ours = LossScale()
+    for step in range(9000):
+        skipped = step in (0, 1, 5, 2004, 2006, 7000)
+        torch._amp_update_scale_(scale, steps, torch.tensor(float(skipped)), 2.0, 0.5, 2000)
+        ours = ours.after(skipped)
+        assert (ours.value, ours.steps) == (scale.item(), steps.item()), step
+    assert LossScale(1.5).after(skipped=True) == LossScale(1.0)
 
 
 def test_every_answers_at_its_interval_and_at_the_end() -> None:
