@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pydantic import JsonValue
 
 from mmpretrain.config import RunConfig
+from mmpretrain.layers.recompute import Recompute
 from mmpretrain.planning.recorder import Moment
 from mmpretrain.planning.workload import Parameters, Workload
 
@@ -29,8 +30,10 @@ class Setting:
     stage: int
     ranks: int
     micro: int
-    checkpointed: bool
+    recompute: Recompute
     offloaded: bool
+    averaged: bool
+    """A moving average of the weights is kept."""
     reduce_bucket: int
     """Gradients, in numbers, that are reduced at once."""
     overlap: bool
@@ -52,8 +55,9 @@ def setting_of(config: RunConfig, ranks: int, stage: int | None = None) -> Setti
         stage=stage,
         ranks=ranks,
         micro=config.micro_batch_size,
-        checkpointed=config.engine.activation_checkpointing != "none",
+        recompute=config.engine.activation_checkpointing,
         offloaded=config.engine.offload == "optimizer" and stage > 0,
+        averaged=config.ema is not None,
         reduce_bucket=_number(options, "reduce_bucket_size", 500_000_000),
         overlap=bool(options.get("overlap_comm", stage == 3)) and stage > 0,
         contiguous=bool(options.get("contiguous_gradients", True)),
@@ -74,7 +78,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
-    """Master weights and moments."""
+    """Master weights, moments and averages."""
     buffers: float
     """In which gradients are gathered for their reduction."""
     live_weights: float
@@ -102,7 +106,7 @@ def state_memory(parameters: Parameters, setting: Setting, waiting: bool = False
     return Memory(
         weights=total / ranks if stage == 3 else total,
         gradients=share + trained if waiting and stage == 3 else trained if waiting else share,
-        optimizer=0.0 if setting.offloaded else (3 if stage else 2) * share,
+        optimizer=0.0 if setting.offloaded else ((3 if stage else 2) + setting.averaged) * share,
         buffers=buffer if stage and setting.contiguous else 0.0,
         live_weights=min(total, WORD * (setting.reuse_distance / 2 + setting.prefetch)) if stage == 3 else 0.0,
         inputs=0.0,
@@ -120,7 +124,7 @@ def step_memory(workload: Workload, setting: Setting) -> Memory:
     """The whole of a step with micro-batches of `setting.micro` rows."""
     scale = setting.micro / workload.rows
     chunks = chunks_of(workload, setting)
-    encoding = workload.encoding_of(setting.checkpointed)
+    encoding = workload.encodings[setting.recompute]
     states = state_memory(workload.parameters, setting, chunks > 1 and (workload.spans_batch or setting.stage == 1))
     activations = _activations(encoding.moments, scale, states, setting, first=chunks == 1)
     parts = encoding.parts.times(scale).total * (chunks if workload.spans_batch else 1)
@@ -176,6 +180,6 @@ def largest_micro_batch(workload: Workload, setting: Setting, capacity: float) -
     return None
 
 
-def checkpoint_bytes(parameters: Parameters) -> int:
-    """Masters and two moments of what learns, the rest once."""
-    return WORD * (3 * parameters.trained + parameters.total - parameters.trained)
+def checkpoint_bytes(parameters: Parameters, setting: Setting) -> int:
+    """Masters, two moments and perhaps averages of what learns, the rest once."""
+    return WORD * ((3 + setting.averaged) * parameters.trained + parameters.total - parameters.trained)

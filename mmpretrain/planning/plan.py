@@ -14,6 +14,7 @@ from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.registry import kind_of
+from mmpretrain.layers.recompute import Recompute
 from mmpretrain.planning.machines import Machine
 from mmpretrain.planning.memory import (
     STAGES,
@@ -125,14 +126,14 @@ def plan_of(config: RunConfig, workload: Workload, gpus: int, machine: Machine) 
         zero_stage=config.zero_stage,
         parameters=workload.parameters,
         stages=stages,
-        flops=_flops(workload),
+        flops=_flops(workload, setting.recompute),
         time=time,
         mfu=model_flops(workload) * rate / gpus / machine.rates.peak,
         samples_per_s=rate,
         node_samples_per_s=in_node,
         decoding_cores=in_node * _decoding_s(config),
         gpu_hours=config.steps * time.total * gpus / 3600,
-        checkpoint_bytes=checkpoint_bytes(workload.parameters),
+        checkpoint_bytes=checkpoint_bytes(workload.parameters, setting),
         advice=tuple(_advice(workload, setting, machine)),
         notes=tuple(_notes(config, workload)),
     )
@@ -176,8 +177,8 @@ def _fit(workload: Workload, setting: Setting, machine: Machine) -> StageFit:
     return StageFit(setting.stage, memory, memory.total <= machine.capacity, largest)
 
 
-def _flops(workload: Workload) -> Flops:
-    plain, checkpointed = workload.encoding, workload.encoding_checkpointed
+def _flops(workload: Workload, recompute: Recompute) -> Flops:
+    plain, checkpointed = workload.encoding, workload.encodings["block" if recompute == "none" else recompute]
     joined = workload.rows * (workload.chunks if workload.spans_batch else 1)
     return Flops(
         forward=plain.forward.flops / workload.rows + workload.joining.forward.flops / joined,
@@ -206,13 +207,13 @@ def _changes(workload: Workload, setting: Setting, machine: Machine, fits: bool)
     """Changes of the config as one writes them, and the setting they lead to."""
     yield from _other_micro_batch(workload, setting, machine, "")
     if fits:
-        if setting.checkpointed:
-            plain = replace(setting, checkpointed=False)
+        if setting.recompute != "none":
+            plain = replace(setting, recompute="none")
             yield "engine.activation_checkpointing=none", plain
             yield from _other_micro_batch(workload, plain, machine, "engine.activation_checkpointing=none ")
         return
-    if not setting.checkpointed:
-        again = replace(setting, checkpointed=True)
+    if setting.recompute != "block":
+        again = replace(setting, recompute="block")
         yield "engine.activation_checkpointing=block", again
         yield from _other_micro_batch(workload, again, machine, "engine.activation_checkpointing=block ")
     for stage in range(setting.stage + 1, 4):
@@ -224,7 +225,7 @@ def _changes(workload: Workload, setting: Setting, machine: Machine, fits: bool)
     if setting.stage and small < setting.reduce_bucket:
         key = "engine.deepspeed.zero_optimization.reduce_bucket_size"
         yield f"{key}={small}", replace(setting, reduce_bucket=small)
-    everything = replace(setting, micro=1, checkpointed=True, stage=3, offloaded=True, reduce_bucket=small)
+    everything = replace(setting, micro=1, recompute="block", stage=3, offloaded=True, reduce_bucket=small)
     yield "all of these, with micro_batch_size=1", everything
 
 

@@ -56,7 +56,7 @@ def _operation_seconds(operation: Operation, rates: Rates) -> float:
 
 def step_time(workload: Workload, setting: Setting, machine: Machine) -> StepTime:
     """Of a step; micro-batches of another size than was measured take as long for each row."""
-    encoding, rates = workload.encoding_of(setting.checkpointed), machine.rates
+    encoding, rates = workload.encodings[setting.recompute], machine.rates
     forward = workload.chunks * work_seconds(encoding.forward, rates)
     backward = workload.chunks * work_seconds(encoding.backward, rates)
     if workload.spans_batch:  # all chunks but the last are computed again

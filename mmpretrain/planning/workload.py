@@ -16,6 +16,7 @@ from mmpretrain.config import RunConfig
 from mmpretrain.core.ranks import BatchPlan
 from mmpretrain.core.types import TensorDict
 from mmpretrain.layers.kernels import laid_out_for
+from mmpretrain.layers.recompute import Recompute
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.stand_ins import make_batch, make_fake
 from mmpretrain.planning.recorder import Collective, Moment, Recorder, Size, Work
@@ -67,18 +68,19 @@ class Workload:
     """Of a micro-batch."""
     chunks: int
     """Micro-batches of a step."""
-    encoding: Encoding
-    encoding_checkpointed: Encoding
-    """With activation checkpointing."""
+    encodings: Mapping[Recompute, Encoding]
+    """Activation checkpointing -> a chunk with it: "none", "block", and what the run asks for."""
     joining: Joining
     guessed_words: str | None
 
-    def encoding_of(self, checkpointed: bool) -> Encoding:
-        return self.encoding_checkpointed if checkpointed else self.encoding
+    @property
+    def encoding(self) -> Encoding:
+        """With nothing computed twice."""
+        return self.encodings["none"]
 
 
 def measure(config: RunConfig, plan: BatchPlan, device_type: str = "cuda") -> Workload:
-    """Run the model once without and once with activation checkpointing, laid out for a type of device."""
+    """Run the model without and with activation checkpointing, laid out for a type of device."""
     resolved = resolve_model(config)
     model = model_on_meta(config, resolved.config)
     fields = batch_fields(config, resolved.config)
@@ -86,16 +88,16 @@ def measure(config: RunConfig, plan: BatchPlan, device_type: str = "cuda") -> Wo
     with FakeTensorMode(), laid_out_for(device_type), pretended_world(plan.world.size):
         make_fake(model)
         batch = make_batch(fields, plan.micro)
-        checkpointed, _ = measure_encoding(model, batch, checkpointed=True)
-        plain, parts = measure_encoding(model, batch, checkpointed=False)
+        asked: set[Recompute] = {"block", config.engine.activation_checkpointing}
+        encodings = {recompute: measure_encoding(model, batch, recompute)[0] for recompute in sorted(asked - {"none"})}
+        encodings["none"], parts = measure_encoding(model, batch, "none")
         joining = measure_joining(model, parts, plan.micro, plan.accumulation if spans else 1)
     return Workload(
         parameters=count_parameters(model),
         spans_batch=spans,
         rows=plan.micro,
         chunks=plan.accumulation,
-        encoding=plain,
-        encoding_checkpointed=checkpointed,
+        encodings=encodings,
         joining=joining,
         guessed_words=resolved.guessed,
     )
@@ -117,10 +119,10 @@ def count_parameters(model: MultimodalTransformer) -> Parameters:
 
 
 def measure_encoding(
-    model: MultimodalTransformer, batch: TensorDict, checkpointed: bool
+    model: MultimodalTransformer, batch: TensorDict, recompute: Recompute
 ) -> tuple[Encoding, TensorDict]:
     """One chunk forward and backward, and its parts of the loss."""
-    model.set_activation_checkpointing("block" if checkpointed else "none")
+    model.set_activation_checkpointing(recompute)
     recorder = Recorder([*model.parameters(), *model.buffers()], batch.values())
     hooks = [
         weight.register_post_accumulate_grad_hook(recorder.mark_gradient)  # type: ignore[no-untyped-call]

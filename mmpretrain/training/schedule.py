@@ -9,7 +9,7 @@ from mmpretrain.config import RunConfig, ScheduleConfig
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """The rate used in step `step`, counted from 0: linear warmup, then the configured decay, which would end at step `steps`."""
+    """The rate used in step `step`, counted from 0: linear warmup, then a decay that would end at step `steps`."""
     return config.optimizer.lr * _factor(config.schedule, step, config.steps, config.global_batch_size)
 
 

@@ -24,6 +24,11 @@ MASKED = {"mlm": {"kind": "mlm"}, "mim": {"kind": "mae", "decoder_width": 64, "d
 CASES: dict[str, dict[str, object]] = {
     "stage 0": {"zero_stage": 0},
     "stage 1, activations computed twice": {"zero_stage": 1, "engine.activation_checkpointing": "block"},
+    "stage 1, products kept, averaged": {
+        "zero_stage": 1,
+        "engine.activation_checkpointing": "selective",
+        "ema": {"decay": 0.9},
+    },
     "stage 2, bf16, three chunks before one loss": {"zero_stage": 2, "precision": "bf16", "global_batch_size": 48},
     "stage 2, three micro-batches accumulated": {"zero_stage": 2, "global_batch_size": 48, "objectives": MASKED},
 }

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from mmpretrain.cli import app
 from mmpretrain.config import configs_folder, load_run_config
+from mmpretrain.config_engine import AverageConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -59,11 +60,11 @@ def counted(run):
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_flops_of_four_modalities_and_their_objectives_are_those_pytorch_counts(demo, checkpointed):
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_flops_of_four_modalities_and_their_objectives_are_those_pytorch_counts(demo, recompute):
     run, workload = demo
-    encoding = workload.encoding_of(checkpointed)
-    engine = run.engine.model_copy(update={"activation_checkpointing": "block" if checkpointed else "none"})
+    encoding = workload.encodings[recompute]
+    engine = run.engine.model_copy(update={"activation_checkpointing": recompute})
     assert (encoding.forward.flops, encoding.backward.flops) == counted(run.model_copy(update={"engine": engine}))
 
 
@@ -113,7 +114,7 @@ def test_a_published_architecture_takes_its_known_flops():
     model = model_on_meta(run, run.model)
     with FakeTensorMode():
         make_fake(model)
-        encoding, _ = measure_encoding(model, make_batch(batch_fields(run, run.model), 2), checkpointed=False)
+        encoding, _ = measure_encoding(model, make_batch(batch_fields(run, run.model), 2), "none")
     assert (encoding.forward.flops + encoding.backward.flops) / 2e9 == pytest.approx(526, rel=0.005)
 
 
@@ -198,6 +199,8 @@ def test_samples_in_a_second_times_their_flops_are_the_mfu(demo):
     assert plan.mfu == pytest.approx(model_flops(workload) * plan.samples_per_s / 2 / H100.rates.peak)
     assert plan.gpu_hours == pytest.approx(run.steps * plan.time.total * 2 / 3600)
     assert plan.checkpoint_bytes == 12 * plan.parameters.trained, "a master and two moments of each parameter"
+    averaged = plan_of(run.model_copy(update={"ema": AverageConfig()}), workload, 2, H100)
+    assert averaged.checkpoint_bytes == 16 * plan.parameters.trained, "and its average"
 
 
 def test_a_run_that_does_not_fit_is_told_what_each_change_would_take(demo):
