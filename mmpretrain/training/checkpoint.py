@@ -15,7 +15,7 @@ from mmpretrain.core import collectives
 from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.run_files import saved_checkpoints
 from mmpretrain.training.engine import Engine
-from mmpretrain.training.fragments import Fragment, refresh, set_optimizer_step
+from mmpretrain.training.fragments import MOMENTS, refresh, set_optimizer_step
 from mmpretrain.training.manifest import Manifest, Position, Reader, damage, read_manifest
 from mmpretrain.training.random_states import restore_random_states
 from mmpretrain.training.saving import attempt, begin, file_of, shapes, vote
@@ -82,25 +82,33 @@ def _inspect(path: Path) -> tuple[Manifest | None, str | None]:
 
 def _restore(engine: Engine, path: Path, manifest: Manifest) -> None:
     _check_same_model(engine, manifest)
+    _check_same_optimizer(engine, manifest)
     with Reader(path) as reader:
         for one in engine.fragments():
             kinds = manifest.pieces[one.name]
             key = "master" if one.key == "average" and one.key not in kinds else one.key  # an average begins here
             if key not in kinds:
-                _fill_untrained(one)
-                continue
+                raise CheckpointError(
+                    f"{one.name} has no {key!r} in the checkpoint; was it frozen in the run that wrote it?"
+                )
             with torch.no_grad():
                 one.view.copy_(reader.read(one.name, key, kinds[key], one.offset, one.view.numel()))
         mine = file_of(collectives.rank())
         restore_random_states(reader.tensors(mine, "rng/") if mine in manifest.files else {})
 
 
-def _fill_untrained(one: Fragment) -> None:
-    """A parameter that was frozen when the checkpoint was written has no moments: they start at zero."""
-    if one.key in ("exp_avg", "exp_avg_sq"):
-        one.view.zero_()
-        return
-    raise CheckpointError(f"{one.name} has no {one.key!r} in the checkpoint; was it frozen in the run that wrote it?")
+def _check_same_optimizer(engine: Engine, manifest: Manifest) -> None:
+    """Moments of another kind, or none, would be corrected for steps that they did not see."""
+    here: dict[str, set[str]] = {}
+    for one in engine.fragments():
+        here.setdefault(one.name, set()).add(one.key)
+    for name, keys in here.items():
+        there = manifest.pieces[name].keys()
+        if "master" in keys & there and keys & set(MOMENTS) != there & set(MOMENTS):
+            raise CheckpointError(
+                f"{name} was trained by another optimizer in the checkpoint; set optimizer.kind to that run's, or "
+                "start a new run from it by `finetune --from`"
+            )
 
 
 def _check_same_model(engine: Engine, manifest: Manifest) -> None:

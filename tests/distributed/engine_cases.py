@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from partitioned import engine_options
 from safetensors.torch import save_file
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmpretrain.config import RunConfig
 from mmpretrain.core.collectives import rank, world_size
+from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.seeding import row_key
 from mmpretrain.core.types import Batch
@@ -244,8 +246,19 @@ def options(folder: Path) -> None:
             assert all(torch.equal(value, state[key]) for key, value in full_state(restored).items()), (name, case)
             assert restored.loss_scale == engine.loss_scale, (name, case)
             leave_results(folder, f"{name}-{case}", losses, state)
+            if name == "muon" and engine.stage in (0, 3):
+                refuses_another_optimizer(folder / name / case, folder / "plain", engine)
             if engine.loss_scale is not None:
                 overflow(engine)
+
+
+def refuses_another_optimizer(muons: Path, adamws: Path, engine: Engine) -> None:
+    """Neither takes the other's moments for its own."""
+    (adamws_checkpoint,) = adamws.iterdir()
+    other = next(engines("spanning", [2], [engine.stage]))[1]
+    for reader, checkpoints in ((other, muons), (engine, adamws_checkpoint)):
+        with pytest.raises(CheckpointError, match=r"was trained by another optimizer .*; set optimizer\.kind to that"):
+            checkpoint.load(reader, checkpoints)
 
 
 def overflow(engine: Engine) -> None:
