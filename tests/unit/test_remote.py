@@ -108,14 +108,17 @@ def test_samples_can_be_fetched_one_by_one(tmp_path: Path, server: str, faults: 
     assert sum(count for name, count in faults.answers.items() if name.endswith(".tar")) == 24
 
 
-def test_the_coming_steps_are_fetched_before_they_are_read(tmp_path: Path, server: str, faults: Faults) -> None:
-    config = cache(tmp_path, part="sample", ahead=60)
+@pytest.mark.parametrize(("ahead", "coming"), [(60, 5), (1, 1)])
+def test_the_coming_steps_are_fetched_before_they_are_read(
+    tmp_path: Path, server: str, faults: Faults, ahead: int, coming: int
+) -> None:
+    config = cache(tmp_path, part="sample", ahead=ahead)
     steps = iter(load(f"{server}/set", config, steps=20))
     next(steps)
     deadline = time.monotonic() + 30
-    while tars(faults) < 6 * 12 and time.monotonic() < deadline:
+    while tars(faults) < (1 + coming) * 12 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert tars(faults) == 6 * 12  # the step that is read, and 60 samples ahead
+    assert tars(faults) == (1 + coming) * 12  # the step that is read, and those ahead
     steps.close()  # type: ignore[attr-defined]
 
 
