@@ -317,6 +317,7 @@ def test_a_ledger_keeps_each_skip_once_over_restarts(tmp_path: Path) -> None:
         "key": "k3",
         "position": 3,
         "reason": "it is cut off",
+        "repeat": 0,
     }
 
 
