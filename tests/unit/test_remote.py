@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import socket
 import sys
 import time
@@ -24,7 +25,7 @@ from data_pipeline.loader import Loader, build_loader
 from data_pipeline.reader import SampleReader, open_sources, read_members
 from data_pipeline.remote import RemoteFile, RemoteShard
 from data_pipeline.shards import resolve_shards
-from data_pipeline.stores import AbsentObject, Patience, read_range, read_whole
+from data_pipeline.stores import AbsentObject, DamagedContent, Patience, read_range, read_whole
 from mmpretrain.core.config import config_hash
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
 from mmpretrain.core.ranks import BatchPlan, World
@@ -206,6 +207,13 @@ def test_an_index_that_was_damaged_on_its_way_is_told_by_its_checksum(folder: Pa
     content[-200] ^= 1
     assert fault_in(bytes(content), INDEX_MAGIC) == "its bytes differ from the checksum in its header"
     assert "no whole index" in str(fault_in(bytes(content[:300]), INDEX_MAGIC))
+
+
+def test_what_stays_damaged_is_told_by_a_worker_too(server: str) -> None:
+    with pytest.raises(DamagedContent, match="gave up after 2 attempts in .* the last: they are no rows") as refused:
+        read_whole(f"{server}/set/list.txt", Patience(2, 5.0), lambda content: "they are no rows")
+    handed = pickle.loads(pickle.dumps(refused.value))  # noqa: S301
+    assert str(handed) == str(refused.value) and handed.content.startswith(b"# the set")
 
 
 @pytest.mark.parametrize(
