@@ -62,7 +62,7 @@ def shard_at(name: str) -> Shard:
 def _refuse_repeats(shards: Iterable[Shard]) -> None:
     seen: set[str] = set()
     for shard in shards:
-        place = whole_name(shard)
+        place = _whole_name(shard)
         if place in seen:
             raise DataError(
                 f"shard {shard} is named twice; name it once, and use the source's `weight` to see it more often"
@@ -70,7 +70,13 @@ def _refuse_repeats(shards: Iterable[Shard]) -> None:
         seen.add(place)
 
 
-def whole_name(shard: Shard) -> str:
+def folders_of(shard: Shard) -> tuple[str, ...]:
+    """Where a shard stands as it is named, without links among its folders. It may be a link itself: the hub's cache
+    keeps all files in one folder under their checksums."""
+    return shard.parts[:-1] if isinstance(shard, RemoteShard) else _resolved(shard.parent.absolute()).parts[1:]
+
+
+def _whole_name(shard: Shard) -> str:
     """The same for all names of one file: an absolute path without links, or the address."""
     if isinstance(shard, RemoteShard):
         return shard.url
