@@ -290,10 +290,9 @@ def _number(field: bytes, shard: Shard, position: int) -> int:
     if field[0] & 0x80:  # GNU base 256, for sizes past 8 GiB
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.strip(b" \0")
-    try:
-        return int(digits or b"0", 8)
-    except ValueError as error:
-        raise _fault(shard, position, f"this is no tar header, or a damaged one: {digits!r} is not octal") from error
+    if digits.strip(b"01234567"):
+        raise _fault(shard, position, f"this is no tar header, or a damaged one: {digits!r} is not octal")
+    return int(digits or b"0", 8)
 
 
 def _header_name(header: bytes, shard: Shard, position: int) -> str:

@@ -40,6 +40,8 @@ TARS = {
     "a size in other digits": (sample(about_next(b"x", pax_record("size", "²³"))), "size '²³' is not a number"),
     "a negative size": (sample(size=b"\xff" * 12), "it was cut off"),
     "a size of all sevens": (sample(size=b"77777777777\0"), "should hold 8589934591 bytes"),
+    "a negative octal size": (sample(size=b"-1000".ljust(12)), "b'-1000' is not octal"),
+    "an octal size that Python alone reads": (sample(size=b"0o1_000".ljust(12)), "b'0o1_000' is not octal"),
     "a size that is no number": (sample(size=b"0x7fffffff\0\0"), "is not octal"),
     "an absolute pax name": (sample(about_next(b"x", pax_record("path", "/etc/passwd"))), "has an absolute name"),
     "a pax name that climbs": (sample(about_next(b"x", pax_record("path", "x/../../y.txt"))), "climbs out"),
