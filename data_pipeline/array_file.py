@@ -1,7 +1,8 @@
 """One-dimensional arrays and a small JSON header in one file, mapped and not read.
 
 Enter: named arrays and what the header says. Leave: the same, whose arrays share memory with every other process that
-maps the file. Refused: a file that was cut or whose header was damaged; one of another version counts as absent.
+maps the file. Refused: a file that cannot be read, was cut or whose header was damaged; one of another version
+counts as absent.
 
 Layout: 8 bytes magic with the version, uint32 length and uint32 CRC-32 of the header, the header, then each array at a
 multiple of 64 bytes, little-endian. The header holds a CRC-32 of the arrays, for who fetched the file from elsewhere.
@@ -20,6 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 
+from mmpretrain.core.errors import DataError
 from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.types import Array
 
@@ -70,6 +72,8 @@ def map_arrays(path: Path, magic: bytes) -> tuple[Header, dict[str, Array]] | No
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; let this user read it, or remove it") from error
     except ValueError as error:  # mmap's word for an empty file
         raise DamagedFile from error
     return read_arrays(mapped, magic)

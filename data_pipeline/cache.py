@@ -1,7 +1,7 @@
 """A folder of this node that keeps what was fetched, shared by all its ranks and their workers.
 
 Enter: a key and how to fetch what it stands for. Leave: the bytes, fetched once whichever process asks first. Refused:
-a folder that cannot be written or locked, and a limit that a single entry exceeds.
+a folder that cannot be read, written or locked, and a limit that a single entry exceeds.
 
 An entry is written under another name and renamed, so that a reader sees all of it or nothing; writers of one entry
 wait for each other by a lock on the unfinished file, which a killed process gives back. `used` holds the bytes that
@@ -45,7 +45,8 @@ class DiskCache:
         return None
 
     def holds(self, key: str) -> bool:
-        return self.path_of(key).exists()
+        with self._usable():
+            return self.path_of(key).exists()
 
     def read(self, key: str, fetch: Callable[[], bytes], offset: int, length: int) -> tuple[bytes, bool]:
         """Bytes of an entry, and whether they had to be fetched just now."""
@@ -60,14 +61,16 @@ class DiskCache:
     @contextmanager
     def held(self, key: str) -> Iterator[int | None]:
         """A descriptor of the entry, which stays while it is held and counts as just read; None where there is none."""
-        try:
-            file = os.open(self.path_of(key), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        with self._usable():
+            file = _open_entry(self.path_of(key))
+        if file is None:
             yield None
             return
         try:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            os.utime(file)
+            with self._usable():
+                fcntl.flock(file, fcntl.LOCK_SH)
+            with suppress(OSError):  # of another user, who alone may mark it
+                os.utime(file)
             yield file
         finally:
             os.close(file)
@@ -166,7 +169,7 @@ class DiskCache:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             what = "free space there, lower data.cache.limit" if full else "give a local folder that can be locked"
             raise DataError(
-                f"the cache folder {self.folder} cannot be written ({error.strerror}); {what}, or set data.cache.folder"
+                f"the cache folder {self.folder} cannot be used ({error.strerror}); {what}, or set data.cache.folder"
             ) from error
 
 
@@ -196,10 +199,17 @@ def _entries(folder: Path) -> Iterator[tuple[int, int, Path]]:
                     yield stat.st_mtime_ns, stat.st_size, Path(entry.path)
 
 
-def _unlink_unless_held(path: Path) -> bool:
+def _open_entry(path: Path) -> int | None:
+    """None where there is none."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
+        return None
+
+
+def _unlink_unless_held(path: Path) -> bool:
+    file = _open_entry(path)
+    if file is None:
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

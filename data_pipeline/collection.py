@@ -75,11 +75,19 @@ def survey(shards: Iterable[Shard], known: Mapping[str, Collection]) -> list[Con
 def save_collection(folder: Path, new: Collection) -> None:
     """Write the file of a folder whose every shard is in `new` or was in the file before; else leave none."""
     names = sorted(path.name for path in folder.glob("*.tar"))
-    merged = {**(load_collection(folder) or {}), **new}
+    merged = {**_believed(folder), **new}
     if all(name in merged for name in names):
         write_whole(folder / COLLECTION, _encode({name: merged[name] for name in names}))
     else:
         (folder / COLLECTION).unlink(missing_ok=True)
+
+
+def _believed(folder: Path) -> Collection:
+    """What the file said before; nothing where it is damaged, since it is about to be made anew."""
+    try:
+        return load_collection(folder) or {}
+    except DataError:
+        return {}
 
 
 def load_collection(folder: Path) -> Collection | None:

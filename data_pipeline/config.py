@@ -100,7 +100,8 @@ class CacheConfig(Config):
     """What one request fetches. chunk: the 256 neighbouring samples that are drawn in one window, so that each node
     fetches every byte once an epoch; sample: one sample, so that all nodes together do, by more requests."""
     ahead: NonNegativeInt = 16_384
-    """Samples, of all ranks, that are fetched before their step; 0: each is fetched when it is read."""
+    """Samples, of all ranks, that are fetched before their step, rounded up to whole steps; 0: each is fetched when it
+    is read."""
     downloads: PositiveInt = 8
     """Requests of one rank at the same time."""
     attempts: PositiveInt = 8

@@ -19,7 +19,7 @@ from data_pipeline.array_file import write_whole
 from data_pipeline.facts import SampleFacts, facts_of
 from data_pipeline.index_file import IndexHeader, encode_index, index_path, read_index_file
 from data_pipeline.remote import RemoteShard, Shard, cached_index, keep_index
-from data_pipeline.tar import Member, SampleGroup, group_samples, open_shard, split_name, walk_members
+from data_pipeline.tar import Member, SampleGroup, group_samples, open_shard, split_name, stat_of, walk_members
 from mmpretrain.core.errors import DataError
 from mmpretrain.core.types import Array
 
@@ -134,7 +134,7 @@ def load_index(shard: Shard) -> ShardIndex | None:
     index = read_index(shard)
     if index is None or isinstance(shard, RemoteShard):
         return index
-    stat = _stat(shard)
+    stat = _size_and_time(shard)
     if stat == (index.shard_bytes, index.shard_mtime_ns):
         return index
     if stat[0] != index.shard_bytes or next(changed_samples(index), None) is not None:
@@ -149,7 +149,7 @@ def load_index(shard: Shard) -> ShardIndex | None:
 
 def build_index(shard: Shard, report: Callable[[DataError], None] | None = None) -> ShardIndex:
     """Read the whole shard once. The first fault is raised; with `report` every fault is handed to it instead."""
-    mtime_ns = 0 if isinstance(shard, RemoteShard) else _stat(shard)[1]
+    mtime_ns = 0 if isinstance(shard, RemoteShard) else _size_and_time(shard)[1]
     with open_shard(shard) as data:
         shard_bytes = len(data)
         walk = walk_members(data, shard)
@@ -230,11 +230,8 @@ def _from_file(shard: Shard, header: IndexHeader, arrays: Mapping[str, Array]) -
     )
 
 
-def _stat(shard: Path) -> tuple[int, int]:
-    try:
-        stat = shard.stat()
-    except FileNotFoundError as error:
-        raise DataError(f"shard {shard} does not exist; check the path, or fetch it again") from error
+def _size_and_time(shard: Path) -> tuple[int, int]:
+    stat = stat_of(shard)
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -76,12 +76,15 @@ class RowMaker:
 
     def _row(self, position: int, number: int, sample: int, skips: list[Skip]) -> tuple[Place, dict[str, Array]]:
         """The place and fields at a position; unusable samples are noted and replaced by others of their source."""
+        tried = list[int]()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             place = self.reader.find(number, sample)
             try:
                 return place, self._decode(place, position)
             except SampleError as error:
-                skips.append(Skip(place.source, place.shard, place.ordinal, place.key, position, str(error)))
+                where = (place.source, place.shard, place.ordinal, place.key, position)
+                skips.append(Skip(*where, str(error), repeat=tried.count(sample)))
+            tried.append(sample)
             sample = self.order.replacement(number, position, attempt)
         raise DataError(
             f"source {place.source}: {MAX_ATTEMPTS} samples drawn for one row cannot be used; the last is "

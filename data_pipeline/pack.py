@@ -36,6 +36,7 @@ from mmpretrain.core.captions import METADATA_EXTENSION, TEXT_EXTENSION
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
 from mmpretrain.core.json_text import parse_json
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
+from mmpretrain.core.run_files import whole_rows
 
 MANIFEST = "manifest.json"
 REPORT = "pack-report.jsonl"
@@ -298,9 +299,8 @@ def _count_unlisted(folder: Path, out: Path, table: Container[str]) -> int:
 
 
 def _read_rows(report: Path) -> list[Dropped]:
-    if not report.exists():
-        return []
-    return [Dropped(**json.loads(line)) for line in report.read_text().splitlines()]
+    """Without a last row that a kill cut off, whose shard does not stand."""
+    return [Dropped(**row) for row in whole_rows(report)]
 
 
 def _write_rows(report: Path, rows: Iterable[Dropped]) -> None:

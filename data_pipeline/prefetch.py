@@ -120,7 +120,7 @@ def fetching_ahead(
     remote = [source for source in order.sources if any(isinstance(one, RemoteShard) for one in source.shards)]
     if remote:
         _warn_of_small_cache(remote, cache)
-    distance = cache.ahead // global_batch
+    distance = -(-cache.ahead // global_batch)  # whole steps; 0 for none alone
     if not remote or not distance:
         yield lambda: None
         return

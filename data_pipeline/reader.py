@@ -26,7 +26,7 @@ from data_pipeline.holdings import Holdings, holdings_for, require_pairs, requir
 from data_pipeline.index import ShardIndex, load_or_build_index
 from data_pipeline.order import locate
 from data_pipeline.remote import RemoteFile, RemoteShard, Shard
-from data_pipeline.shards import find_shards, whole_name
+from data_pipeline.shards import find_shards, folders_of
 from mmpretrain.core.errors import DataError, SampleError
 from mmpretrain.core.types import Codec, RawSample
 
@@ -96,7 +96,7 @@ def _holdings(shards: Iterable[Shard], contents: Iterable[Contents], codecs: Map
 
 def _unique_names(shards: Sequence[Shard]) -> list[str]:
     """Stems where they differ; as many parent folders before them as it takes where they do not."""
-    parts = [(*_folders(shard), shard.stem) for shard in shards]
+    parts = [(*folders_of(shard), shard.stem) for shard in shards]
     depths = [1] * len(parts)
     while True:
         names = ["/".join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
@@ -107,10 +107,6 @@ def _unique_names(shards: Sequence[Shard]) -> list[str]:
         if deeper == depths:
             return names
         depths = deeper
-
-
-def _folders(shard: Shard) -> tuple[str, ...]:
-    return shard.parts[:-1] if isinstance(shard, RemoteShard) else Path(whole_name(shard)).parts[1:-1]
 
 
 class SampleFile(Protocol):

@@ -1,10 +1,12 @@
 """Which shards a list of folders, globs, brace ranges and addresses names.
 
 Enter: patterns from a config or a command line. Leave: existing local tars, sorted within each pattern, and tars in
-object stores. Refused: `pipe:`, patterns that match nothing, a local range with holes, a shard named twice.
+object stores. Refused: `pipe:`, patterns that match nothing, folders that cannot be listed, a local range with holes, a
+shard named twice.
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ def shard_at(name: str) -> Shard:
 def _refuse_repeats(shards: Iterable[Shard]) -> None:
     seen: set[str] = set()
     for shard in shards:
-        place = whole_name(shard)
+        place = _whole_name(shard)
         if place in seen:
             raise DataError(
                 f"shard {shard} is named twice; name it once, and use the source's `weight` to see it more often"
@@ -70,11 +72,19 @@ def _refuse_repeats(shards: Iterable[Shard]) -> None:
         seen.add(place)
 
 
-def whole_name(shard: Shard) -> str:
+def folders_of(shard: Shard) -> tuple[str, ...]:
+    """Where a shard stands as it is named, without links among its folders. It may be a link itself: the hub's cache
+    keeps all files in one folder under their checksums."""
+    return shard.parts[:-1] if isinstance(shard, RemoteShard) else _resolved(shard.parent.absolute()).parts[1:]
+
+
+def _whole_name(shard: Shard) -> str:
     """The same for all names of one file: an absolute path without links, or the address."""
     if isinstance(shard, RemoteShard):
         return shard.url
-    return str(shard.resolve()) if shard.is_symlink() else f"{_resolved(shard.parent.absolute())}/{shard.name}"
+    if os.path.islink(shard):  # noqa: PTH114 - Path raises where a folder may not be searched
+        return os.path.realpath(shard)
+    return f"{_resolved(shard.parent.absolute())}/{shard.name}"
 
 
 @functools.cache
@@ -84,6 +94,16 @@ def _resolved(folder: Path) -> Path:
 
 def _resolve(pattern: str) -> list[Path]:
     _refuse_scheme(pattern)
+    try:
+        return _find_local(pattern)
+    except OSError as error:
+        raise DataError(
+            f"shards {pattern!r}: {error.filename} cannot be read: {error.strerror}; correct the path, or let this "
+            f"user read it"
+        ) from error
+
+
+def _find_local(pattern: str) -> list[Path]:
     if _RANGE.search(pattern):
         return _resolve_range(pattern)
     path = Path(pattern).expanduser()
@@ -94,6 +114,7 @@ def _resolve(pattern: str) -> list[Path]:
     root = Path(path.anchor)
     matches = sorted(root.glob(str(path.relative_to(root))))
     if not matches:
+        _open_folder(next(parent for parent in path.parents if parent.is_dir()))
         raise DataError(f"shards {pattern!r}: nothing there; check the path, or {_HOW_TO_MAKE}")
     return [shard for match in matches for shard in (_resolve_folder(match) if match.is_dir() else [match])]
 
@@ -140,7 +161,14 @@ def _expand(pattern: str) -> list[str]:
     return [name for number in range(first, last + 1) for name in _expand(f"{head}{number:0{width}}{tail}")]
 
 
+def _open_folder(folder: Path) -> None:
+    """Raise OSError where a folder cannot be listed; to `glob` such a folder is empty."""
+    with os.scandir(folder):
+        pass
+
+
 def _resolve_folder(folder: Path) -> list[Path]:
+    _open_folder(folder)
     shards = sorted(folder.glob("*.tar"))
     if shards:
         return shards

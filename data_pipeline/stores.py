@@ -84,6 +84,10 @@ class DamagedContent(DataError):
         super().__init__(message)
         self.content = content
 
+    def __reduce__(self) -> tuple[type["DamagedContent"], tuple[str, bytes]]:
+        """So that a worker can hand it on."""
+        return DamagedContent, (str(self), self.content)
+
 
 class _Garbled(Exception):
     """One attempt gave other bytes than it should have."""

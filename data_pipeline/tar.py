@@ -9,9 +9,11 @@ climb out, links, devices, sparse files, pickles, names with control characters,
 import mmap
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from data_pipeline.limits import CONTROL_CHARACTERS, MAX_HEADER_BYTES, MAX_SAMPLE_BYTES, PICKLE_EXTENSIONS
@@ -78,8 +80,8 @@ class SampleGroup:
 
 @contextmanager
 def open_shard(shard: Shard) -> Iterator[memoryview]:
-    """The bytes of a shard, mapped and not read; one in an object store is fetched whole. A missing or empty file is a
-    DataError."""
+    """The bytes of a shard, mapped and not read; one in an object store is fetched whole. A missing, empty or
+    unreadable file is a DataError."""
     with (
         _opened(shard) as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
@@ -95,15 +97,30 @@ def _opened(shard: Shard) -> Iterator[IO[bytes]]:
             _refuse_empty(shard, os.fstat(file.fileno()).st_size)
             yield file
         return
+    found = stat_of(shard)
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"shard {shard} is not a file; name a .tar, or a folder of them in `shards:`")
+    _refuse_empty(shard, found.st_size)
     try:
-        size = shard.stat().st_size
+        file = shard.open("rb")
+    except OSError as error:
+        raise _unreadable(shard, error) from error
+    with file:
+        yield file
+
+
+def stat_of(shard: Path) -> os.stat_result:
+    """What the file system says of a local shard. One that is missing or out of reach is a DataError."""
+    try:
+        return shard.stat()
     except FileNotFoundError as error:
         raise DataError(f"shard {shard} does not exist; check the path, or fetch it again") from error
-    if not shard.is_file():
-        raise DataError(f"shard {shard} is not a file; name a .tar, or a folder of them in `shards:`")
-    _refuse_empty(shard, size)
-    with shard.open("rb") as file:
-        yield file
+    except OSError as error:
+        raise _unreadable(shard, error) from error
+
+
+def _unreadable(shard: Path, error: OSError) -> DataError:
+    return DataError(f"shard {shard} cannot be read: {error.strerror}; mend it, or let this user read it")
 
 
 def _refuse_empty(shard: Shard, size: int) -> None:
@@ -273,10 +290,9 @@ def _number(field: bytes, shard: Shard, position: int) -> int:
     if field[0] & 0x80:  # GNU base 256, for sizes past 8 GiB
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
     digits = field.strip(b" \0")
-    try:
-        return int(digits or b"0", 8)
-    except ValueError as error:
-        raise _fault(shard, position, f"this is no tar header, or a damaged one: {digits!r} is not octal") from error
+    if digits.strip(b"01234567"):
+        raise _fault(shard, position, f"this is no tar header, or a damaged one: {digits!r} is not octal")
+    return int(digits or b"0", 8)
 
 
 def _header_name(header: bytes, shard: Shard, position: int) -> str:

@@ -3,6 +3,7 @@
 Enter: samples or frames. Leave: the bytes of a file, written by soundfile or PyAV.
 """
 
+from contextlib import ExitStack
 from fractions import Fraction
 from io import BytesIO
 
@@ -62,6 +63,23 @@ def video(
         container.mux(stream.encode(None))
         if track is not None and sound is not None:
             _add_sound(container, track, sound)
+    return buffer.getvalue()
+
+
+def end_to_end(*videos: bytes) -> bytes:
+    """One Matroska file of the packets of several videos, each a second after the one before, none encoded anew."""
+    buffer = BytesIO()
+    with ExitStack() as opened:
+        container = opened.enter_context(av.open(buffer, "w", format="matroska"))
+        parts = [opened.enter_context(av.open(BytesIO(content))) for content in videos]
+        stream = container.add_stream_from_template(parts[0].streams.video[0])
+        for second, part in enumerate(parts):
+            for packet in part.demux(video=0):
+                if packet.pts is not None and packet.dts is not None and packet.time_base is not None:
+                    packet.pts += int(second / packet.time_base)
+                    packet.dts += int(second / packet.time_base)
+                    packet.stream = stream
+                    container.mux(packet)
     return buffer.getvalue()
 
 

@@ -69,6 +69,8 @@ class Skip:
     key: str
     position: int
     reason: str
+    repeat: int = 0
+    """How often the row had drawn the same sample before; without it two skips of one row would be one."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Enter: the content of a member. Leave: its size and the times of all its frames, and when asked the frames [T, H, W, 3]
 uint8 that are shown at given times. Refused, as a SampleError: what holds no pictures, is damaged or cut off, too long,
-of too many frames or pixels.
+of too many frames or pixels, or of frames of several sizes.
 """
 
 from __future__ import annotations
@@ -78,6 +78,10 @@ class OpenVideo:
         """Frames by number, upright RGB [T, H, W, 3]; numbers in rising order, and may repeat."""
         convert = _converter()
         shown = {number: self._pixels(frame, convert) for number, frame in self._decode(numbers)}
+        sizes = sorted({pixels.shape[1::-1] for pixels in shown.values()})
+        if len(sizes) > 1:
+            named = " and ".join(f"{width} x {height}" for width, height in sizes)
+            raise SampleError(f"the video has frames of {named} pixels, and one size is read")
         return np.stack([shown[number] for number in numbers.tolist()])
 
     def _decode(self, numbers: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmpretrain.core.config import Rule
-from mmpretrain.core.errors import AbsentError
+from mmpretrain.core.errors import AbsentError, SampleError
 from mmpretrain.core.image_bytes import EncodedImage, Pixels, read_header
 from mmpretrain.core.media_types import IMAGE_EXTENSIONS
 from mmpretrain.core.types import Array, FieldSpec
@@ -152,7 +152,7 @@ class ImageCodecConfig(CodecConfig):
     flip: bool = False
     """Mirror half of the images; captions that say left and right then lie."""
     max_pixels: int = Field(64_000_000, gt=0)
-    """Images with more pixels are unusable, and nothing of them is decoded."""
+    """Images with more pixels are unusable, and nothing of them is decoded; evaluation resizes none to more either."""
     decode: Literal["cpu", "gpu"] = "cpu"
     """gpu: on a CUDA device training leaves ordinary JPEGs to nvJPEG, whose pixels differ by rounding; all else is
     decoded as with cpu."""
@@ -212,6 +212,12 @@ class ImageCodec:
     def _centre(self, image: EncodedImage) -> NDArray[np.uint8]:
         scale = max(self.height / image.height, self.width / image.width)
         height, width = max(self.height, int(image.height * scale)), max(self.width, int(image.width * scale))
+        most = max(self.config.max_pixels, _MAX_OBLONG * self.height * self.width)
+        if height * width > most:
+            raise SampleError(
+                f"the image has {image.width} x {image.height} pixels, so far from square that it would be resized to "
+                f"{width} x {height}, more than {most} pixels"
+            )
         pixels = _resized(image, Box(0, 0, image.height, image.width), height, width)
         top, left = round((height - self.height) / 2), round((width - self.width) / 2)
         return pixels[:, top : top + self.height, left : left + self.width]
@@ -236,6 +242,8 @@ class View:
 
 
 _CROP_ATTEMPTS = 10
+_MAX_OBLONG = 100
+"""Tower sizes to which the whole of an image is resized in evaluation, whatever max_pixels says."""
 _DECODE_MARGIN = 2
 """A JPEG is decoded at a fraction of its size where the crop still has twice the pixels of the result: over 50 dB from
 the full decode, where exactly as many pixels as the result has would lose 10 dB more."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from test_loader import NumberCodec, write_shard
 from data_pipeline.account import Account, Consumed, Epoch, Range, faults_of, take_account
 from data_pipeline.config import DataConfig, MixtureConfig, SourceConfig, WeightChange
 from data_pipeline.digest import halves, joined, of_halves
+from data_pipeline.ledger import Ledger, read_ledger
 from data_pipeline.loader import Loader, build_loader
 from mmpretrain.core.ranks import BatchPlan, World
 from mmpretrain.core.types import Batch, Skip
@@ -122,6 +124,19 @@ def test_an_attempt_that_was_killed_is_taken_up_at_other_ranks(sets: Path) -> No
     ]
     found = account(loader, consumed[:11] + later, skips)
     assert faults_of(found) == [] and found == account(loader, consumed, skips)
+
+
+def test_a_row_that_draws_the_same_unusable_sample_again_is_accounted_for_by_its_ledger(tmp_path: Path) -> None:
+    write_shard(tmp_path / "few" / "0.tar", ("rubbish" if n in (1, 2) else n for n in range(4)))
+    write_shard(tmp_path / "bad" / "a.tar", range(4))
+    loader = load(tmp_path)
+    consumed, skips, _ = consume(islice(loader, 10))
+    assert len({(skip.position, skip.ordinal) for skip in skips}) < len(skips)
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, 1.0).add(skips)
+    Ledger(path, 1.0).add(skips[-20:])  # steps that are replayed
+    assert read_ledger(path) == skips
+    assert faults_of(account(loader, consumed, read_ledger(path))) == []
 
 
 def test_data_that_was_passed_over_is_skipped_with_its_reason(sets: Path) -> None:

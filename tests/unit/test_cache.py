@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event
 
 import pytest
+from other_user import as_another_user_in
 
 from data_pipeline.cache import DiskCache
 from mmpretrain.core.errors import DataError
@@ -110,9 +111,21 @@ def test_an_entry_gets_its_name_while_nobody_counts(tmp_path: Path) -> None:
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(
-        DataError, match=r"the cache folder .*file cannot be written \(Not a directory\); .*data.cache.folder"
+        DataError, match=r"the cache folder .*file cannot be used \(Not a directory\); .*data.cache.folder"
     ):
         DiskCache(tmp_path / "file", 10_000).ensure(key(0), lambda: content(0))
+
+
+def test_entries_of_another_user_are_read_and_those_he_locked_away_are_refused(tmp_path: Path) -> None:
+    DiskCache(tmp_path, 10_000).ensure(key(0), lambda: content(0))
+    kept, (entry,) = DiskCache(Path(), 10_000), entries(tmp_path)
+    with as_another_user_in(tmp_path):
+        assert kept.read(key(0), lambda: pytest.fail("fetched again"), 0, 1000) == (content(0), False)
+    for locked in (entry, entry.parent):
+        locked.chmod(0)
+        refusal = pytest.raises(DataError, match=r"the cache folder \. cannot be used \(Permission denied\); give a ")
+        with as_another_user_in(tmp_path), refusal:
+            kept.read(key(0), lambda: pytest.fail("fetched again"), 0, 1000)
 
 
 def hammer(folder: str, seed: int, limit: int, log: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from other_user import as_another_user_in
 from PIL import Image
 
 from data_pipeline.check import Finding, check, check_shard
@@ -137,6 +138,39 @@ def test_indexing_names_all_faulty_shards_and_keeps_the_others(tmp_path: Path) -
     with pytest.raises(DataError, match=r"2 of 3 shards cannot be indexed:\n  .*cut\.tar: at byte .*\n  .*text\.tar: "):
         index_shards([str(tmp_path)], workers=1)
     assert sorted(path.name for path in tmp_path.glob("*.index")) == [f"{good.name}.index"]
+
+
+def test_shards_and_indexes_out_of_reach_are_named_and_the_others_are_indexed_and_checked(tmp_path: Path) -> None:
+    write_shard(tmp_path / "good.tar")
+    load_or_build_index(write_shard(tmp_path / "index.tar"))
+    (tmp_path / "index.tar.index").unlink()
+    (tmp_path / "index.tar.index").mkdir()
+    (tmp_path / "loop.tar").symlink_to("loop.tar")
+    faults = (
+        r"index\.tar\.index cannot be read: Is a directory; let this user read it, or remove it\n"
+        r"  .*loop\.tar cannot be read: Too many levels of symbolic links"
+    )
+    with pytest.raises(DataError, match=rf"2 of 3 shards cannot be indexed:\n  .*{faults}"):
+        index_shards([str(tmp_path)], workers=1)
+    assert (tmp_path / "good.tar.index").exists()
+    with pytest.raises(DataError, match=r"2 faults in 2 of 3 shards: .*index\.tar, .*loop\.tar"):
+        check([str(tmp_path)], workers=1)
+
+
+def test_shards_and_indexes_of_another_user_are_named_and_the_others_are_indexed_and_checked(tmp_path: Path) -> None:
+    write_shard(tmp_path / "good.tar")
+    load_or_build_index(write_shard(tmp_path / "index.tar"))
+    (tmp_path / "index.tar.index").chmod(0o600)
+    write_shard(tmp_path / "tar.tar").chmod(0o600)
+    faults = (
+        r"index\.tar\.index cannot be read: Permission denied; let this user read it, or remove it\n"
+        r"  shard tar\.tar cannot be read: Permission denied; mend it, or let this user read it"
+    )
+    with as_another_user_in(tmp_path):
+        with pytest.raises(DataError, match=rf"2 of 3 shards cannot be indexed:\n  {faults}"):
+            index_shards(["."], workers=1)
+        with pytest.raises(DataError, match=r"2 faults in 2 of 3 shards: index\.tar, tar\.tar"):
+            check(["."], workers=1)
 
 
 def test_a_changed_shard_is_indexed_again_only_when_asked(tmp_path: Path) -> None:

@@ -141,6 +141,21 @@ def test_a_damaged_collection_is_refused_and_one_that_leads_elsewhere_too(
         open_sources({"main": [str(folder)]})
 
 
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_indexing_makes_a_damaged_collection_anew(tmp_path: Path, rebuild: bool) -> None:
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.tar", range(3))
+    index_shards([str(tmp_path)], workers=1)
+    file = tmp_path / COLLECTION
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-70])
+    index_shards([str(tmp_path)], rebuild=rebuild, workers=1)
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:-70])
+    index_shards([str(tmp_path / "a.tar")], rebuild=rebuild, workers=1)
+    assert not file.exists(), "of b it could say nothing"
+
+
 def _renamed(arrays: dict[str, collection.Array]) -> dict[str, collection.Array]:
     """With the second name leading out of the folder."""
     changed = {name: array.copy() for name, array in arrays.items()}

@@ -209,6 +209,16 @@ def test_an_image_far_from_square_is_cut_in_the_middle() -> None:
         assert abs(red.mean() - 127) < 8
 
 
+def test_an_image_too_far_from_square_is_unusable_in_evaluation() -> None:
+    members = {"png": encode(Image.new("RGB", (100_000, 1)), "PNG")}
+    message = "the image has 100000 x 1 pixels, so .* to 22400000 x 224, more than 64000000 pixels"
+    with pytest.raises(SampleError, match=message):
+        build(224).decode(members, None)
+    assert build(224).decode(members, np.random.default_rng(0))["image"].shape == (3, 224, 224)
+    enlarged = build(48, max_pixels=100).decode({"png": encode(gradient(10, 10), "PNG")}, None)
+    assert enlarged["image"].shape == (3, 48, 48)
+
+
 def test_impossible_crops_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"crop_scale: saw \[0.9, 1.5\], expected 0 < smallest <= largest <= 1"):
         parse_config(ImageCodecConfig, "crop_scale: [0.9, 1.5]", "run.yaml")

@@ -262,6 +262,22 @@ def test_shards_of_one_name_keep_their_samples_apart(tmp_path: Path) -> None:
     assert source.num_samples == 4
 
 
+def test_shards_that_are_links_are_named_by_where_the_links_stand(tmp_path: Path) -> None:
+    """As in the hub's cache: snapshots/REVISION/a/0.tar leads to blobs/CHECKSUM."""
+    for folder, number in (("a", 1), ("b", 2)):
+        write_shard(tmp_path / "blobs" / f"{number:032}", [number])
+        (tmp_path / "snapshots" / folder).mkdir(parents=True)
+        (tmp_path / "snapshots" / folder / "0.tar").symlink_to(f"../../blobs/{number:032}")
+    (tmp_path / "main").symlink_to("snapshots")
+    (source,) = open_sources({"main": [str(tmp_path / "snapshots/a"), str(tmp_path / "main/b")]})
+    assert source.names == ("a/0", "b/0")
+    with pytest.raises(DataError, match=r"main/a/0\.tar is named twice"):
+        open_sources({"main": [str(tmp_path / "snapshots/a"), str(tmp_path / "main/a")]})
+    (tmp_path / "main/a/1.tar").symlink_to("../b/0.tar")
+    with pytest.raises(DataError, match=r"main/b/0\.tar is named twice"):
+        open_sources({"main": [str(tmp_path / "snapshots/a"), str(tmp_path / "main/b")]})
+
+
 def test_the_fingerprint_tells_another_order(tmp_path: Path, shards: Path) -> None:
     first = load(shards).fingerprint
     assert load(shards, World(1, 2), micro=3, start=4, steps=99).fingerprint == first
@@ -317,6 +333,7 @@ def test_a_ledger_keeps_each_skip_once_over_restarts(tmp_path: Path) -> None:
         "key": "k3",
         "position": 3,
         "reason": "it is cut off",
+        "repeat": 0,
     }
 
 

@@ -106,6 +106,8 @@ def test_an_interrupted_packing_goes_on_where_it_stopped(photos: Path, table: Pa
     for name in ("00002.tar", "00003.tar"):
         (out / name).unlink()
         (out / f".{name}.unfinished").write_bytes(b"half a tar")
+    with (out / "pack-report.jsonl").open("a") as report:
+        report.write('{"path": "p5.jp')  # killed while it wrote
     assert pack(photos, table, out, samples_per_shard=2, workers=1, max_bad=0.5) == summary
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".index"} == whole
     assert (out / "00000.tar").stat().st_mtime_ns == untouched

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import socket
 import sys
 import time
@@ -24,7 +25,7 @@ from data_pipeline.loader import Loader, build_loader
 from data_pipeline.reader import SampleReader, open_sources, read_members
 from data_pipeline.remote import RemoteFile, RemoteShard
 from data_pipeline.shards import resolve_shards
-from data_pipeline.stores import AbsentObject, Patience, read_range, read_whole
+from data_pipeline.stores import AbsentObject, DamagedContent, Patience, read_range, read_whole
 from mmpretrain.core.config import config_hash
 from mmpretrain.core.errors import ConfigError, DataError, SampleError
 from mmpretrain.core.ranks import BatchPlan, World
@@ -108,14 +109,17 @@ def test_samples_can_be_fetched_one_by_one(tmp_path: Path, server: str, faults: 
     assert sum(count for name, count in faults.answers.items() if name.endswith(".tar")) == 24
 
 
-def test_the_coming_steps_are_fetched_before_they_are_read(tmp_path: Path, server: str, faults: Faults) -> None:
-    config = cache(tmp_path, part="sample", ahead=60)
+@pytest.mark.parametrize(("ahead", "coming"), [(60, 5), (1, 1)])
+def test_the_coming_steps_are_fetched_before_they_are_read(
+    tmp_path: Path, server: str, faults: Faults, ahead: int, coming: int
+) -> None:
+    config = cache(tmp_path, part="sample", ahead=ahead)
     steps = iter(load(f"{server}/set", config, steps=20))
     next(steps)
     deadline = time.monotonic() + 30
-    while tars(faults) < 6 * 12 and time.monotonic() < deadline:
+    while tars(faults) < (1 + coming) * 12 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert tars(faults) == 6 * 12  # the step that is read, and 60 samples ahead
+    assert tars(faults) == (1 + coming) * 12  # the step that is read, and those ahead
     steps.close()  # type: ignore[attr-defined]
 
 
@@ -203,6 +207,13 @@ def test_an_index_that_was_damaged_on_its_way_is_told_by_its_checksum(folder: Pa
     content[-200] ^= 1
     assert fault_in(bytes(content), INDEX_MAGIC) == "its bytes differ from the checksum in its header"
     assert "no whole index" in str(fault_in(bytes(content[:300]), INDEX_MAGIC))
+
+
+def test_what_stays_damaged_is_told_by_a_worker_too(server: str) -> None:
+    with pytest.raises(DamagedContent, match="gave up after 2 attempts in .* the last: they are no rows") as refused:
+        read_whole(f"{server}/set/list.txt", Patience(2, 5.0), lambda content: "they are no rows")
+    handed = pickle.loads(pickle.dumps(refused.value))  # noqa: S301
+    assert str(handed) == str(refused.value) and handed.content.startswith(b"# the set")
 
 
 @pytest.mark.parametrize(

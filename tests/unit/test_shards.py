@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from other_user import as_another_user_in
 
 from data_pipeline.shards import resolve_shards
 from mmpretrain.core.errors import DataError
@@ -38,6 +39,19 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(folder: Path) -
         names([])
     with pytest.raises(DataError, match="runs backwards"):
         names(["{3..1}.tar"])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"shards 'n+': n+ cannot be read: File name too long; correct the path"):
+        names(["n" * 300])
+    (folder / "closed").mkdir()
+    (folder / "closed" / "0.tar").touch()
+    (folder / "closed").chmod(0o711)
+    with as_another_user_in(folder):
+        assert names(["closed/0.tar"]) == ["0.tar"]
+        for pattern in ("closed", "closed/*.tar"):
+            with pytest.raises(DataError, match=r"closed.*: closed cannot be read: Permission denied; correct"):
+                names([pattern])
 
 
 def test_a_folder_whose_folders_hold_the_shards_says_which(folder: Path) -> None:

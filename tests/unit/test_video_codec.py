@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from clips import CLIPS
-from media import counting_frames, m4a, numbers_of, tone, video
+from media import counting_frames, end_to_end, m4a, numbers_of, tone, video
 from torch import nn
 from torchvision.transforms import functional as vision
 
@@ -160,6 +160,13 @@ def test_a_video_cut_short_is_unusable(shared_data: Path) -> None:
         content = (shared_data / "clips" / name).read_bytes()
         with pytest.raises(SampleError, match=reason):
             build().decode({"mp4": content[: len(content) // 2]}, None)
+
+
+def test_a_video_whose_frames_change_their_size_is_unusable() -> None:
+    parts = [video(counting_frames(25, side, 48), kind="webm", codec="libvpx") for side in (64, 96)]
+    with pytest.raises(SampleError, match="the video has frames of 64 x 48 and 96 x 48 pixels, and one size is read"):
+        build().decode({"webm": end_to_end(*parts)}, None)
+    assert shown(build(), {"webm": end_to_end(parts[0], parts[0])}) == [6, 18, 6, 18]
 
 
 def test_what_is_no_video_is_unusable() -> None:
