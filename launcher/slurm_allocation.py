@@ -28,7 +28,7 @@ class SlurmAllocation:
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
-        self._job = os.environ["SLURM_JOB_ID"]
+        self._job = _job_number()
         self._nodes = tuple(slurm_commands.hostnames(os.environ["SLURM_JOB_NODELIST"]))
         self._address = slurm_commands.address_of(self._nodes[0])
 
@@ -110,6 +110,12 @@ class SlurmAllocation:
 
     def tell_progress(self, text: str) -> None:
         _try("scontrol", "update", f"JobId={self._job}", f"Comment={re.sub(r'[^ -~]', ' ', text)}")
+
+
+def _job_number() -> str:
+    """Of this job alone: an array's last task has the number of the whole array as its own."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return os.environ["SLURM_JOB_ID"] if array is None or task is None else f"{array}_{task}"
 
 
 def _try(*command: str) -> str:

@@ -4,6 +4,7 @@ Enter: arguments. Leave: what the command printed. Refused: a machine without Sl
 its reason. No accounting database is needed: squeue and scontrol alone are asked.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -36,8 +37,12 @@ def call(*arguments: str) -> str:
             f"there is no {arguments[0]} on this machine; submit from a login node of the cluster, or use --to local "
             f"(a cluster to try things on: slurm/dev_cluster.sh)"
         )
+    # sbatch would hand the place in an array on to a job that is no task of it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            arguments, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired as fault:
         raise ClusterError(f"{arguments[0]} did not answer within {TIMEOUT_S:g} s; is slurmctld up?") from fault
     if done.returncode:
