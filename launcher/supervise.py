@@ -1,7 +1,8 @@
-"""`python -m launcher.supervise RUN`: the attempts of a run in one allocation, from preflight to what follows each end.
+"""`python -m launcher.supervise RUN [--local]`: the attempts of a run from preflight to what follows each end.
 
 Enter: the job of a run folder, and signals of the scheduler. Leave: a line of history for each attempt, and 0 where the
-run is done or queued again. `outcome.json` alone says how an attempt ended; it is deleted before each.
+run is done or queued again. `outcome.json` alone says how an attempt ended; it is deleted before each. Refused: a
+process that is in no Slurm job, unless it is told to use this machine alone.
 """
 
 import logging
@@ -220,13 +221,14 @@ class Supervisor:
         return ClusterError.exit_code
 
 
-def main(run: Path) -> int:
-    """Supervise the run of a folder in the allocation this process is in."""
+def main(run: Path, local: bool) -> int:
+    """Supervise the run of a folder, on this machine alone or in the Slurm job that this process is in."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher: %(message)s", datefmt="%H:%M:%S")
     try:
         spec = read_spec(run)
-        inside_slurm = "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
-        supervisor = Supervisor(spec, SlurmAllocation(spec) if inside_slurm else LocalAllocation(spec))
+        if not local and "SLURM_JOB_ID" not in os.environ:
+            raise ClusterError(f"this is no Slurm job; start the run with `mmpretrain submit --again {run}`")
+        supervisor = Supervisor(spec, LocalAllocation(spec) if local else SlurmAllocation(spec))
         supervisor.listen()
         return supervisor.run()
     except MMPretrainError as fault:
@@ -235,4 +237,4 @@ def main(run: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), local=sys.argv[2:] == ["--local"]))

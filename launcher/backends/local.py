@@ -81,7 +81,7 @@ def _command(pid: int) -> list[str]:
 
 
 def _supervisor(spec: JobSpec) -> list[str]:
-    return [spec.python, "-m", "launcher.supervise", str(spec.run)]
+    return [spec.python, "-m", "launcher.supervise", str(spec.run), "--local"]
 
 
 BACKEND = LocalBackend()

@@ -192,7 +192,7 @@ def test_a_dry_run_names_the_supervisor_and_the_step_and_makes_nothing(tmp_path:
     wishes = Wishes("local", ranks_per_node=2, name="two")
     jobs = plan_jobs(configs_folder() / "demo.yaml", overrides(tmp_path, shards), wishes)
     text = dry_run(jobs, wishes)
-    assert f"-m launcher.supervise {tmp_path}/runs/two" in text and "--nproc-per-node=2" in text
+    assert f"-m launcher.supervise {tmp_path}/runs/two --local\n" in text and "--nproc-per-node=2" in text
     assert not (tmp_path / "runs").exists()
 
 
