@@ -68,12 +68,21 @@ class Supervisor:
         if not self.asked:
             self.asked_at = time.time()
             self.asked = self.allocation.stop_reason(number)
-            run_files.ask(self.spec.run, "stop", self.asked)
+            if not self._owner_asks():
+                run_files.ask(self.spec.run, "stop", self.asked)
+
+    def _owner_asks(self) -> bool:
+        """Whether a stop waits that a person asked for, which wins over a scheduler's: no job follows it."""
+        text = run_files.read_request(self.spec.run / run_files.CONTROL / "stop")
+        return text is not None and text not in SCHEDULERS_REASONS
 
     def run(self) -> int:
         """All attempts; returns the exit code."""
         self.history.end_lost()
         self._forget_old_stop()
+        if self._is_done():
+            log.info("the run was done in this job already, which its scheduler began again; nothing is left to do")
+            return 0
         while True:
             past = self.history.read()
             attempt = self.history.begin(self.allocation.nodes, self.allocation.job)
@@ -84,11 +93,19 @@ class Supervisor:
             if decision.action is not Action.RESTART:
                 return self._leave(decision, end)
 
+    def _is_done(self) -> bool:
+        """Whether this job brought the run to its end, or saw its owner cancel it, and was requeued nevertheless."""
+        past = self.history.read()
+        done = bool(past) and past[-1].action is Action.DONE and past[-1].job == self.allocation.job
+        return done and self.allocation.requeues
+
     def _forget_old_stop(self) -> None:
         """What a scheduler asked of an allocation that is gone; what a person asked stays."""
-        path = self.spec.run / run_files.CONTROL / "stop"
-        if not self.asked and run_files.read_request(path) in SCHEDULERS_REASONS:
-            path.unlink()
+        if not self.asked and not self._owner_asks():
+            self._take_stop()
+
+    def _take_stop(self) -> None:
+        (self.spec.run / run_files.CONTROL / "stop").unlink(missing_ok=True)
 
     def _attempt(self, attempt: Attempt) -> _End:
         (self.spec.run / run_files.OUTCOME).unlink(missing_ok=True)
@@ -144,8 +161,9 @@ class Supervisor:
         if process.poll() is None:
             self.allocation.kill(attempt.attempt, process)
         if outcome is not None:
-            asked = bool(self.asked) or outcome.reason.startswith(("signal", "a signal"))
-            cause = f"{self.asked or outcome.reason}; " if outcome.state == "preempted" else ""
+            asked = outcome.reason in SCHEDULERS_REASONS or outcome.reason.startswith(("signal", "a signal"))
+            reason = (self.asked if asked else "") or outcome.reason
+            cause = f"{reason}; " if outcome.state == "preempted" else ""
             told = self.asked_at or outcome.asked
             return _End(Ending(outcome.state), cause + outcome.message, asked_by_scheduler=asked, asked=told)
         if silent := self.allocation.silent_nodes():
@@ -201,11 +219,14 @@ class Supervisor:
             decision = Decision(Action.LEFT, decision.reason)
         elif self.asked and decision.action is Action.RESTART:
             decision = Decision(Action.REQUEUE if self.allocation.requeues else Action.DONE, decision.reason)
+        if self._owner_asks() and decision.action is not Action.STOP:
+            decision = Decision(Action.DONE, decision.reason)
         self.history.end(replace(measured, action=decision.action, reason=decision.reason))
         return decision
 
     def _leave(self, decision: Decision, end: _End) -> int:
-        (self.spec.run / run_files.CONTROL / "stop").unlink(missing_ok=True)
+        if decision.action in (Action.DONE, Action.STOP) or not self._owner_asks():
+            self._take_stop()  # an owner's that came since the decision is for the job that follows
         if decision.action in (Action.DONE, Action.LEFT):
             return 0
         if decision.action is Action.REQUEUE:

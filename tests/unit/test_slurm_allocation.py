@@ -1,36 +1,13 @@
 """What a supervisor asks of Slurm from inside a job: stand-ins for Slurm's commands write down how they were called."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from slurm_stand_ins import RUNNING, Commands
 
 from launcher.slurm_allocation import SlurmAllocation
 from launcher.slurm_commands import NoAnswer
 from launcher.spec import JobSpec
-
-RUNNING = "echo '7|5_2|RUNNING|None|n1|9:00'"
-Commands = Callable[..., Path]
-
-
-@pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Puts scripts in the place of Slurm's commands, and this process into a job; returns the file of their calls."""
-    folder, calls = tmp_path / "bin", tmp_path / "calls"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr("launcher.slurm_commands._FIRST_PAUSE_S", 0.001)
-    for name, value in {"SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "n1"}.items():
-        monkeypatch.setenv(name, value)
-
-    def put(**scripts: str) -> Path:
-        for name in ("squeue", "scontrol", "scancel", "sbatch"):
-            script = f'#!/bin/bash\necho {name} "$@" >>{calls}\n{scripts.get(name, "echo n1")}\n'
-            (folder / name).write_text(script)
-            (folder / name).chmod(0o755)
-        return calls
-
-    return put
 
 
 def allocation(folder: Path) -> SlurmAllocation:
@@ -46,7 +23,7 @@ def test_a_task_of_an_array_asks_slurm_for_itself_alone(
     """The last task of array 5 is job 5 to Slurm, which takes 5 for the whole array."""
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    calls = commands(squeue=RUNNING, sbatch="env | grep ^SLURM_ARRAY >&2 && exit 1; echo 8")
+    calls = commands(sbatch="env | grep ^SLURM_ARRAY >&2 && exit 1; echo 8")
     last = allocation(tmp_path)
     last.tell_progress("step 1")
     assert last.requeue() and last.replace_nodes(["n1"])
@@ -106,9 +83,7 @@ def test_a_requeue_that_was_heard_though_not_answered_is_followed_by_no_second_j
 def test_a_site_that_forbids_requeueing_gets_a_job_that_follows(tmp_path: Path, commands: Commands) -> None:
     commands()
     inside = allocation(tmp_path)
-    calls = commands(
-        scontrol="echo 'Requested operation is presently disabled' >&2; exit 1", squeue=RUNNING, sbatch="echo 8"
-    )
+    calls = commands(scontrol="echo 'Requested operation is presently disabled' >&2; exit 1", sbatch="echo 8")
     assert inside.requeue()
     assert "sbatch --parsable --dependency=afterany:5" in calls.read_text()
 

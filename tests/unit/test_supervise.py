@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slurm_stand_ins import Commands
 
 from launcher import supervise
+from launcher.allocation import ENDED
 from launcher.history import Action, Ending, History
-from launcher.spec import JobSpec, job_file
+from launcher.slurm_allocation import SlurmAllocation
+from launcher.spec import JobSpec, job_file, read_spec
+from launcher.supervise import Supervisor
 from mmpretrain.core.run_files import node_name
 
 _INTERPRETER = """#!/bin/bash
@@ -19,6 +23,10 @@ if [ "$2" = launcher.preflight ]; then
   echo '{{"node": "{node}", '"$report}}" >preflight/attempt-$4/node.json
   exit
 fi
+stops_as() {{ # when control/stop reads so
+  for _ in {{1..1000}}; do [ "$(cat control/stop 2>&1)" = "$1" ] && rm control/stop && return; sleep 0.01; done
+  exit 1
+}}
 end() {{ # STATE REASON
   echo '{{"state": "'"$1"'", "step": 1, "message": "1 of 9 steps done", "reason": "'"$2"'", "time": 1.0}}' >outcome.json
 }}
@@ -27,8 +35,9 @@ end() {{ # STATE REASON
 
 
 @pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    """As they were, after a supervisor has listened."""
+def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As they were, after a supervisor has listened; and no wait for what a local disk would show at once."""
+    monkeypatch.setattr(supervise, "OUTCOME_WAIT_S", 0.0)
     numbers = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -65,3 +74,52 @@ def test_a_supervisor_outside_slurm_that_is_told_of_no_machine_is_refused(
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert supervise.main(submitted(tmp_path, "", "n1"), local=False) == 4
     assert "this is no Slurm job; start the run with `mmpretrain submit --again" in caplog.text
+
+
+OWNER = "cancelled by its owner"
+CANCELLED = {
+    "while the ranks save for the scheduler": f"""
+        kill -USR1 $PPID; stops_as preemption
+        printf '{OWNER}' >control/stop; end preempted preemption""",
+    "before the scheduler asks": f"""
+        printf '{OWNER}' >control/stop; stops_as '{OWNER}'
+        kill -USR1 $PPID; stops_as preemption; end preempted '{OWNER}'""",
+    "before a crash": f"printf '{OWNER}' >control/stop",
+}
+
+
+@pytest.mark.parametrize("moment", CANCELLED)
+def test_a_run_that_its_owner_cancels_is_not_queued_again(tmp_path: Path, commands: Commands, moment: str) -> None:
+    calls = commands()
+    run = submitted(tmp_path, CANCELLED[moment], "n1")
+    assert supervise.main(run, local=False) == 0
+    (attempt,) = History(run).read()
+    assert attempt.action is Action.DONE
+    assert "requeue" not in calls.read_text() and not (run / "control" / "stop").exists()
+
+
+def test_a_run_that_only_the_scheduler_stops_is_queued_again(tmp_path: Path, commands: Commands) -> None:
+    calls = commands()
+    run = submitted(tmp_path, "kill -USR1 $PPID; stops_as preemption; end preempted preemption", "n1")
+    assert supervise.main(run, local=False) == 0
+    (attempt,) = History(run).read()
+    assert (attempt.action, attempt.reason) == (Action.REQUEUE, "preemption; 1 of 9 steps done")
+    assert "scontrol requeue 5\n" in calls.read_text()
+
+
+def test_a_cancelled_job_that_slurm_begins_again_by_itself_does_nothing(tmp_path: Path, commands: Commands) -> None:
+    commands()
+    run = submitted(tmp_path, f"kill -TERM $PPID; stops_as '{ENDED}'; end preempted '{OWNER}'", "n1")
+    assert supervise.main(run, local=False) == 0
+    assert supervise.main(run, local=False) == 0
+    assert [attempt.action for attempt in History(run).read()] == [Action.DONE]
+
+
+def test_the_scheduler_takes_no_place_of_a_stop_that_the_owner_asked_for(tmp_path: Path, commands: Commands) -> None:
+    commands()
+    run = submitted(tmp_path, "", "n1")
+    supervisor = Supervisor(read_spec(run), SlurmAllocation(read_spec(run)))
+    supervisor.listen()
+    (run / "control" / "stop").write_text(OWNER)
+    signal.raise_signal(signal.SIGUSR1)
+    assert (supervisor.asked, (run / "control" / "stop").read_text()) == ("preemption", OWNER)
