@@ -219,6 +219,8 @@ class Supervisor:
             decision = Decision(Action.LEFT, decision.reason)
         elif self.asked and decision.action is Action.RESTART:
             decision = Decision(Action.REQUEUE if self.allocation.requeues else Action.DONE, decision.reason)
+        if decision.action is Action.REPLACE_NODES and not self.allocation.requeues:
+            decision = Decision(Action.STOP, decision.reason)
         if self._owner_asks() and decision.action is not Action.STOP:
             decision = Decision(Action.DONE, decision.reason)
         self.history.end(replace(measured, action=decision.action, reason=decision.reason))

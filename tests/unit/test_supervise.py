@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from slurm_stand_ins import Commands
 
-from launcher import supervise
+from launcher import bad_nodes, supervise
 from launcher.allocation import ENDED
 from launcher.history import Action, Ending, History
 from launcher.slurm_allocation import SlurmAllocation
@@ -19,7 +19,7 @@ _INTERPRETER = """#!/bin/bash
 cd {run}
 if [ "$2" = launcher.preflight ]; then
   mkdir -p preflight/attempt-$4
-  report='"clock": 1, "port": 21000, "versions": {{}}, "speeds": {{}}, "faults": []'
+  report='"clock": 1, "port": 21000, "versions": {{}}, "speeds": {{}}, "faults": [], "gpu_faults": [{faults}]'
   echo '{{"node": "{node}", '"$report}}" >preflight/attempt-$4/node.json
   exit
 fi
@@ -45,12 +45,12 @@ def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def submitted(folder: Path, ranks: str, node: str) -> Path:
-    """A run folder whose ranks do what a script says."""
+def submitted(folder: Path, ranks: str, node: str, faults: str = "") -> Path:
+    """A run folder whose ranks do what a script says, on a node whose GPUs have some faults."""
     run, interpreter = folder / "run", folder / "interpreter"
     for name in ("launch", "control"):
         (run / name).mkdir(parents=True)
-    interpreter.write_text(_INTERPRETER.format(run=run, node=node, ranks=ranks))
+    interpreter.write_text(_INTERPRETER.format(run=run, node=node, ranks=ranks, faults=faults))
     interpreter.chmod(0o755)
     spec = JobSpec(name="x", run=run, program=["x"], python=str(interpreter), workdir=folder, ranks_per_node=1)
     job_file(run).write_text(spec.model_dump_json())
@@ -123,3 +123,20 @@ def test_the_scheduler_takes_no_place_of_a_stop_that_the_owner_asked_for(tmp_pat
     (run / "control" / "stop").write_text(OWNER)
     signal.raise_signal(signal.SIGUSR1)
     assert (supervisor.asked, (run / "control" / "stop").read_text()) == ("preemption", OWNER)
+
+
+def test_a_node_with_a_broken_gpu_is_left_out_of_the_next_job(tmp_path: Path, commands: Commands) -> None:
+    calls = commands(sbatch="echo 8")
+    run = submitted(tmp_path, "", "n1", faults='"GPU 0 is broken"')
+    assert supervise.main(run, local=False) == 0
+    assert History(run).read()[0].action is Action.REPLACE_NODES and bad_nodes.known(tmp_path) == ["n1"]
+    assert "sbatch --parsable --dependency=afterany:5" in calls.read_text()
+    assert "--exclude=n1" in (run / "launch" / "job-again.sbatch").read_text()
+
+
+def test_this_machine_with_a_broken_gpu_stops_since_there_is_no_other(tmp_path: Path) -> None:
+    run = submitted(tmp_path, "", node_name(), faults='"GPU 0 is broken"')
+    assert supervise.main(run, local=True) == 4
+    (attempt,) = History(run).read()
+    assert (attempt.action, attempt.reason) == (Action.STOP, f"{node_name()}: GPU 0 is broken")
+    assert bad_nodes.known(tmp_path) == []
