@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from slurm_stand_ins import Commands
 
-from launcher import bad_nodes, supervise
+from launcher import allocation, bad_nodes, supervise
 from launcher.allocation import ENDED
 from launcher.history import Action, Ending, History
 from launcher.slurm_allocation import SlurmAllocation
@@ -140,3 +140,14 @@ def test_this_machine_with_a_broken_gpu_stops_since_there_is_no_other(tmp_path: 
     (attempt,) = History(run).read()
     assert (attempt.action, attempt.reason) == (Action.STOP, f"{node_name()}: GPU 0 is broken")
     assert bad_nodes.known(tmp_path) == []
+
+
+def test_a_preflight_of_this_machine_that_does_not_end_is_told_and_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(allocation, "TOOL_TIMEOUT_S", 0.1)
+    run = submitted(tmp_path, "", node_name())
+    (tmp_path / "interpreter").write_text("#!/bin/bash\nexec sleep 60\n")
+    assert supervise.main(run, local=True) == 4
+    assert "preflight did not end within 0.1 s" in caplog.text
+    assert History(run).read()[0].reason == "gave no report in time"
