@@ -5,6 +5,7 @@ how to kill an attempt for good, what the scheduler wants when a signal comes, a
 """
 
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from typing import Protocol
 from launcher import render
 from launcher.spec import JobSpec
 from mmpretrain.core.run_files import node_name
+
+log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 TOOL_TIMEOUT_S = 180.0
@@ -96,7 +99,10 @@ class LocalAllocation:
 
     def on_every_node(self, name: str, arguments: Sequence[str]) -> None:
         command = [self.spec.python, "-m", *arguments]
-        subprocess.run(command, env=self._environment(), timeout=TOOL_TIMEOUT_S, check=False)
+        try:
+            subprocess.run(command, env=self._environment(), timeout=TOOL_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not end within %g s", name, TOOL_TIMEOUT_S)
 
     def kill(self, attempt: int, process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)

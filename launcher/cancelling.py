@@ -19,7 +19,7 @@ def cancel_run(run: Path, now: bool) -> str:
     if where.state is JobState.GONE:
         raise ClusterError(f"{run} has no job any more; `mmpretrain why {run}` tells how it ended")
     if now or where.state is JobState.QUEUED:
-        backend_named(submitted.backend).cancel(submitted.job)
+        backend_named(submitted.backend).cancel(submitted.job, run)
         return f"cancelled job {submitted.job} of {run}"
     run_files.ask(run, "stop", "cancelled by its owner")
     return f"{run} stops after the step in hand and a checkpoint; with --now it would end at once"

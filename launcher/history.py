@@ -17,6 +17,8 @@ from mmpretrain.core.json_text import parse_json
 
 HISTORY = "history.jsonl"
 _OPEN = "attempt.json"
+_REPLACEMENTS = 10
+"""Jobs in a row whose nodes were unfit before the fault counts as the job's own."""
 
 
 class Ending(StrEnum):
@@ -101,11 +103,11 @@ def decide(past: Sequence[Attempt], ending: Attempt, asked_by_scheduler: bool, r
         return Decision(Action.STOP, ending.reason)
     if ending.ending is Ending.PREEMPTED:
         return Decision(Action.REQUEUE if asked_by_scheduler else Action.DONE, ending.reason)
-    failures = [one for one in past if one.ending in (Ending.CRASHED, Ending.HUNG, Ending.UNFIT)]
+    if ending.ending is Ending.UNFIT:
+        return _after_unfit(past, ending)
+    failures = [one for one in past if one.ending in (Ending.CRASHED, Ending.HUNG)]
     if len(failures) >= restarts:
         return Decision(Action.STOP, f"{ending.reason}; the budget of {restarts} restarts is spent")
-    if ending.ending is Ending.UNFIT:
-        return Decision(Action.REPLACE_NODES if ending.bad_nodes else Action.STOP, ending.reason)
     if failures and (failures[-1].step, failures[-1].saved_step) == (ending.step, ending.saved_step):
         return Decision(
             Action.STOP,
@@ -113,6 +115,15 @@ def decide(past: Sequence[Attempt], ending: Attempt, asked_by_scheduler: bool, r
             f"time would end the same way",
         )
     return Decision(Action.RESTART, ending.reason)
+
+
+def _after_unfit(past: Sequence[Attempt], ending: Attempt) -> Decision:
+    """Other nodes, which cost no restart, unless the fault is the job's."""
+    row = [one.ending is Ending.UNFIT for one in past[-_REPLACEMENTS:]]
+    if len(row) == _REPLACEMENTS and all(row):
+        reason = f"{ending.reason}; so it is for the nodes of {_REPLACEMENTS + 1} jobs in a row"
+        return Decision(Action.STOP, reason)
+    return Decision(Action.REPLACE_NODES if ending.bad_nodes else Action.STOP, ending.reason)
 
 
 class History:

@@ -1,7 +1,8 @@
 """`python -m launcher.preflight RUN ATTEMPT`: is this node able to take part; a moment's work before each attempt.
 
 Enter: the job of a run folder. Leave: `preflight/attempt-N/NODE.json`, one a node, with what it is and what is wrong
-with it. The supervisor compares them: nodes unlike most others are at fault, faults of all nodes are the job's.
+with it. The supervisor compares them: nodes unlike most others are at fault, and so is one whose GPUs or driver are;
+any other fault of all nodes is the job's.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -43,6 +44,9 @@ class NodeReport:
     speeds: dict[str, float]
     """Must not be far below the median of all nodes."""
     faults: list[str]
+    """Of what nodes may share: disks, shards, the run's settings."""
+    gpu_faults: list[str] = field(default_factory=list)
+    """Of its GPUs and their driver, which are no other node's."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def judge(nodes: Sequence[str], reports: Sequence[NodeReport]) -> Verdict:
     found = {node: list(_faults(node, by_node)) for node in nodes}
     bad = tuple(node for node in nodes if found[node])
     port = by_node[nodes[0]].port if nodes[0] in by_node else _FIRST_PORT
-    common = set.intersection(*(set(texts) for texts in found.values()))
+    of_gpus = {text for report in reports for text in report.gpu_faults}
+    common = set.intersection(*(set(texts) for texts in found.values())) - of_gpus
     faults = sorted(common) or [f"{node}: {text}" for node in bad for text in found[node]]
     return Verdict(port, () if common else bad, tuple(faults))
 
@@ -75,7 +80,7 @@ def _faults(node: str, reports: dict[str, NodeReport]) -> Iterator[str]:
         yield "gave no report in time"
         return
     mine = reports[node]
-    yield from mine.faults
+    yield from (*mine.faults, *mine.gpu_faults)
     for name in sorted({name for report in reports.values() for name in report.versions}):
         values = Counter(report.versions.get(name, "none") for report in reports.values())
         usual, here = values.most_common(1)[0][0], mine.versions.get(name, "none")
@@ -101,7 +106,9 @@ def check_node(spec: JobSpec, attempt: int) -> NodeReport:
         faults += check(spec)
     health = gpu_health.check(spec) if spec.gpus_per_node else gpu_health.Health()
     versions = _versions(spec) | health.versions
-    return NodeReport(node_name(), time.time(), _free_port(attempt), versions, health.speeds, faults + health.faults)
+    return NodeReport(
+        node_name(), time.time(), _free_port(attempt), versions, health.speeds, faults, gpu_faults=health.faults
+    )
 
 
 def _versions(spec: JobSpec) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """From a job to the very text and arguments that run it: pure functions, so that a dry run cannot differ from a run.
 
-Enter: a JobSpec. Leave: the sbatch script, the srun and torchrun arguments, the TrainJob manifest. Refused: nothing;
-what is wrong with a job is refused when its spec is made.
+Enter: a JobSpec. Leave: the sbatch script, the srun and torchrun arguments, the TrainJob manifest. Refused: characters
+that no #SBATCH line holds; whatever else is wrong with a job is refused when its spec is made.
 """
 
 import shlex
@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from launcher.spec import JobSpec, format_time
+from mmpretrain.core.errors import ConfigError
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """Those that torchrun hands on to its ranks; by default SIGUSR1 would kill it and leave them orphans."""
@@ -78,12 +79,12 @@ def _script(spec: JobSpec, lines: Sequence[str], run: str, choice: str) -> str:
 
 
 def directives(spec: JobSpec, exclude: Sequence[str], log: Path) -> list[str]:
-    """The #SBATCH lines."""
+    """The #SBATCH lines; `%` in the name of the log is Slurm's, in its folder it is the folder's own."""
     cluster = spec.cluster
     options: dict[str, str | None] = {
         "job-name": spec.name,
         "chdir": str(spec.workdir),
-        "output": str(log),
+        "output": f"{str(log.parent).replace('%', '%%')}/{log.name}",
         "open-mode": "append",
         "nodes": str(spec.nodes),
         "ntasks-per-node": "1",
@@ -102,7 +103,16 @@ def directives(spec: JobSpec, exclude: Sequence[str], log: Path) -> list[str]:
     }
     options |= cluster.sbatch
     chosen = {name: value for name, value in options.items() if value is not None}
-    return [f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in chosen.items()]
+    return [
+        f"#SBATCH --{name}={_quoted(name, value)}" if value else f"#SBATCH --{name}" for name, value in chosen.items()
+    ]
+
+
+def _quoted(name: str, value: str) -> str:
+    """As Slurm reads it, which takes quotes for what the shell does, but a backslash for an escape within them too."""
+    if "\\" in value or "\n" in value:
+        raise ConfigError(f"--{name} would be {value!r}; Slurm takes no backslash or line break there, choose another")
+    return shlex.quote(value)
 
 
 def _environment(spec: JobSpec) -> str:

@@ -1,7 +1,7 @@
 """The nodes of a Slurm job, as the supervisor sees them from inside its batch script.
 
-Enter: SLURM_* variables. Leave: job steps by srun, and the job queued again by scontrol. What Slurm does not answer in
-time counts as not known, since a slow controller must not end a run.
+Enter: SLURM_* variables. Leave: job steps by srun, and the job queued again by scontrol. A controller that is slow or
+restarts must not end a run: what the run cannot do without is asked again, all else counts as not known.
 """
 
 import logging
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from launcher import render, slurm_commands
 from launcher.allocation import ENDED, PREEMPTION, TIME_LIMIT, TOOL_TIMEOUT_S
 from launcher.backends.slurm import submit_again
+from launcher.slurm_commands import NoAnswer, patiently
 from launcher.spec import JobSpec
 from mmpretrain.core.errors import ClusterError
 
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 _EARLY_S = 120
 """Slurm may signal a job a minute before it was asked to."""
+_PATIENCE_S = 300.0
+"""For answers without which the run ends."""
+_LOOK_S = 30.0
+"""For the state of the job, while its last minutes run."""
 
 
 class SlurmAllocation:
@@ -28,9 +33,10 @@ class SlurmAllocation:
 
     def __init__(self, spec: JobSpec) -> None:
         self.spec = spec
-        self._job = os.environ["SLURM_JOB_ID"]
-        self._nodes = tuple(slurm_commands.hostnames(os.environ["SLURM_JOB_NODELIST"]))
-        self._address = slurm_commands.address_of(self._nodes[0])
+        self._job = _job_number()
+        nodes = os.environ["SLURM_JOB_NODELIST"]
+        self._nodes = tuple(patiently(lambda: slurm_commands.hostnames(nodes), _PATIENCE_S))
+        self._address = patiently(lambda: slurm_commands.address_of(self._nodes[0]), _PATIENCE_S)
 
     @property
     def job(self) -> str:
@@ -88,15 +94,26 @@ class SlurmAllocation:
 
     def requeue(self) -> bool:
         """Only a job that is not being ended already: one that was cancelled stays so."""
-        job = slurm_commands.queued_job(self._job)
-        if job is None or job.state != "RUNNING":
+        if not self._goes_on():
             return False
         try:
-            slurm_commands.call("scontrol", "requeue", self._job)
+            patiently(lambda: slurm_commands.call("scontrol", "requeue", self._job), _PATIENCE_S)
+        except NoAnswer:
+            raise
         except ClusterError as fault:
-            log.warning("%s; submitting a job that follows this one instead", fault)
-            submit_again(self.spec, after=self._job)
+            if self._goes_on():  # otherwise it was queued by a try that was heard and not answered
+                log.warning("%s; submitting a job that follows this one instead", fault)
+                submit_again(self.spec, after=self._job)
         return True
+
+    def _goes_on(self) -> bool:
+        """Whether the job runs and nobody has ended or requeued it, as far as Slurm says anything of it."""
+        try:
+            job = patiently(lambda: slurm_commands.queued_job(self._job), _LOOK_S)
+        except ClusterError as fault:
+            log.warning("%s; taking the job for one that runs", fault)
+            return True
+        return job is not None and job.state == "RUNNING"
 
     def replace_nodes(self, bad: Sequence[str]) -> bool:
         submit_again(self.spec, after=self._job, exclude=bad)
@@ -110,6 +127,12 @@ class SlurmAllocation:
 
     def tell_progress(self, text: str) -> None:
         _try("scontrol", "update", f"JobId={self._job}", f"Comment={re.sub(r'[^ -~]', ' ', text)}")
+
+
+def _job_number() -> str:
+    """Of this job alone: an array's last task has the number of the whole array as its own."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return os.environ["SLURM_JOB_ID"] if array is None or task is None else f"{array}_{task}"
 
 
 def _try(*command: str) -> str:

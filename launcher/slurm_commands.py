@@ -1,18 +1,31 @@
 """Slurm's own commands, with their refusals in words.
 
 Enter: arguments. Leave: what the command printed. Refused: a machine without Slurm, and whatever Slurm refuses, with
-its reason. No accounting database is needed: squeue and scontrol alone are asked.
+its reason; a controller that does not answer is told apart from one that refuses. No accounting database is needed:
+squeue and scontrol alone are asked.
 """
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mmpretrain.core.errors import ClusterError
 
+AnswerT = TypeVar("AnswerT")
+
 TIMEOUT_S = 60.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_SILENCE = re.compile(r"contact slurm controller|timed out|Unexpected message received|Zero Bytes", re.IGNORECASE)
+"""What the commands of Slurm say where the controller is down, slow or just starting."""
+
+
+class NoAnswer(ClusterError):
+    """The controller did not answer, which says nothing about what was asked."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +49,33 @@ def call(*arguments: str) -> str:
             f"there is no {arguments[0]} on this machine; submit from a login node of the cluster, or use --to local "
             f"(a cluster to try things on: slurm/dev_cluster.sh)"
         )
+    # sbatch would hand the place in an array on to a job that is no task of it
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            arguments, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired as fault:
-        raise ClusterError(f"{arguments[0]} did not answer within {TIMEOUT_S:g} s; is slurmctld up?") from fault
+        raise NoAnswer(f"{arguments[0]} did not answer within {TIMEOUT_S:g} s; is slurmctld up?") from fault
     if done.returncode:
-        raise ClusterError(f"Slurm refuses {arguments[0]}: {_reason(done.stderr or done.stdout)}")
+        reason = _reason(done.stderr or done.stdout)
+        if _SILENCE.search(reason):
+            raise NoAnswer(f"{arguments[0]} was given no answer ({reason}); is slurmctld up?")
+        raise ClusterError(f"Slurm refuses {arguments[0]}: {reason}")
     return done.stdout
+
+
+def patiently(ask: Callable[[], AnswerT], patience_s: float) -> AnswerT:
+    """What `ask` returns, asked again at growing intervals until there is an answer or `patience_s` have passed."""
+    end, pause = time.monotonic() + patience_s, _FIRST_PAUSE_S
+    while True:
+        try:
+            return ask()
+        except NoAnswer:
+            if time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def _reason(text: str) -> str:

@@ -1,7 +1,8 @@
-"""`python -m launcher.supervise RUN`: the attempts of a run in one allocation, from preflight to what follows each end.
+"""`python -m launcher.supervise RUN [--local]`: the attempts of a run from preflight to what follows each end.
 
 Enter: the job of a run folder, and signals of the scheduler. Leave: a line of history for each attempt, and 0 where the
-run is done or queued again. `outcome.json` alone says how an attempt ended; it is deleted before each.
+run is done or queued again. `outcome.json` alone says how an attempt ended; it is deleted before each. Refused: a
+process that is in no Slurm job, unless it is told to use this machine alone.
 """
 
 import logging
@@ -67,12 +68,21 @@ class Supervisor:
         if not self.asked:
             self.asked_at = time.time()
             self.asked = self.allocation.stop_reason(number)
-            run_files.ask(self.spec.run, "stop", self.asked)
+            if not self._owner_asks():
+                run_files.ask(self.spec.run, "stop", self.asked)
+
+    def _owner_asks(self) -> bool:
+        """Whether a stop waits that a person asked for, which wins over a scheduler's: no job follows it."""
+        text = run_files.read_request(self.spec.run / run_files.CONTROL / "stop")
+        return text is not None and text not in SCHEDULERS_REASONS
 
     def run(self) -> int:
         """All attempts; returns the exit code."""
         self.history.end_lost()
         self._forget_old_stop()
+        if self._is_done():
+            log.info("the run was done in this job already, which its scheduler began again; nothing is left to do")
+            return 0
         while True:
             past = self.history.read()
             attempt = self.history.begin(self.allocation.nodes, self.allocation.job)
@@ -83,11 +93,19 @@ class Supervisor:
             if decision.action is not Action.RESTART:
                 return self._leave(decision, end)
 
+    def _is_done(self) -> bool:
+        """Whether this job brought the run to its end, or saw its owner cancel it, and was requeued nevertheless."""
+        past = self.history.read()
+        done = bool(past) and past[-1].action is Action.DONE and past[-1].job == self.allocation.job
+        return done and self.allocation.requeues
+
     def _forget_old_stop(self) -> None:
         """What a scheduler asked of an allocation that is gone; what a person asked stays."""
-        path = self.spec.run / run_files.CONTROL / "stop"
-        if not self.asked and run_files.read_request(path) in SCHEDULERS_REASONS:
-            path.unlink()
+        if not self.asked and not self._owner_asks():
+            self._take_stop()
+
+    def _take_stop(self) -> None:
+        (self.spec.run / run_files.CONTROL / "stop").unlink(missing_ok=True)
 
     def _attempt(self, attempt: Attempt) -> _End:
         (self.spec.run / run_files.OUTCOME).unlink(missing_ok=True)
@@ -143,8 +161,9 @@ class Supervisor:
         if process.poll() is None:
             self.allocation.kill(attempt.attempt, process)
         if outcome is not None:
-            asked = bool(self.asked) or outcome.reason.startswith(("signal", "a signal"))
-            cause = f"{self.asked or outcome.reason}; " if outcome.state == "preempted" else ""
+            asked = outcome.reason in SCHEDULERS_REASONS or outcome.reason.startswith(("signal", "a signal"))
+            reason = (self.asked if asked else "") or outcome.reason
+            cause = f"{reason}; " if outcome.state == "preempted" else ""
             told = self.asked_at or outcome.asked
             return _End(Ending(outcome.state), cause + outcome.message, asked_by_scheduler=asked, asked=told)
         if silent := self.allocation.silent_nodes():
@@ -200,11 +219,16 @@ class Supervisor:
             decision = Decision(Action.LEFT, decision.reason)
         elif self.asked and decision.action is Action.RESTART:
             decision = Decision(Action.REQUEUE if self.allocation.requeues else Action.DONE, decision.reason)
+        if decision.action is Action.REPLACE_NODES and not self.allocation.requeues:
+            decision = Decision(Action.STOP, decision.reason)
+        if self._owner_asks() and decision.action is not Action.STOP:
+            decision = Decision(Action.DONE, decision.reason)
         self.history.end(replace(measured, action=decision.action, reason=decision.reason))
         return decision
 
     def _leave(self, decision: Decision, end: _End) -> int:
-        (self.spec.run / run_files.CONTROL / "stop").unlink(missing_ok=True)
+        if decision.action in (Action.DONE, Action.STOP) or not self._owner_asks():
+            self._take_stop()  # an owner's that came since the decision is for the job that follows
         if decision.action in (Action.DONE, Action.LEFT):
             return 0
         if decision.action is Action.REQUEUE:
@@ -220,13 +244,14 @@ class Supervisor:
         return ClusterError.exit_code
 
 
-def main(run: Path) -> int:
-    """Supervise the run of a folder in the allocation this process is in."""
+def main(run: Path, local: bool) -> int:
+    """Supervise the run of a folder, on this machine alone or in the Slurm job that this process is in."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s launcher: %(message)s", datefmt="%H:%M:%S")
     try:
         spec = read_spec(run)
-        inside_slurm = "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ
-        supervisor = Supervisor(spec, SlurmAllocation(spec) if inside_slurm else LocalAllocation(spec))
+        if not local and "SLURM_JOB_ID" not in os.environ:
+            raise ClusterError(f"this is no Slurm job; start the run with `mmpretrain submit --again {run}`")
+        supervisor = Supervisor(spec, LocalAllocation(spec) if local else SlurmAllocation(spec))
         supervisor.listen()
         return supervisor.run()
     except MMPretrainError as fault:
@@ -235,4 +260,4 @@ def main(run: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), local=sys.argv[2:] == ["--local"]))

@@ -36,6 +36,7 @@ def submit(
 ) -> None:
     """Start a run here or queue it on a cluster; it survives preemption, time limits, crashes and hangs."""
     from launcher.again import submit_again
+    from launcher.backends.base import read_submission
     from mmpretrain import cli_submit
     from mmpretrain.core.errors import ConfigError
 
@@ -51,10 +52,12 @@ def submit(
     if dry_run:
         typer.echo(cli_submit.dry_run(jobs, wishes), nl=False)
         return
-    number, estimate = cli_submit.submit(jobs, wishes)
+    _, estimate = cli_submit.submit(jobs, wishes)
     typer.echo(estimate)
     for job in jobs:
-        typer.echo(f"submitted {job.spec.run} as job {number}")
+        queued = read_submission(job.spec.run)
+        assert queued is not None, "a backend records what it queues"
+        typer.echo(f"submitted {job.spec.run} as job {queued.job}")
     typer.echo(f"watch it:  mmpretrain status {jobs[0].spec.run}   mmpretrain logs -f {jobs[0].spec.run}")
 
 

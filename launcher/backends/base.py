@@ -57,10 +57,12 @@ class Backend(Protocol):
         """Start or queue one run, or an array of them; their folders stand. Returns the job's number."""
         ...
 
-    def poll(self, job: str) -> Standing: ...
+    def poll(self, job: str, run: Path) -> Standing:
+        """Where the job of a run is."""
+        ...
 
-    def cancel(self, job: str) -> None:
-        """End a job that does not end by itself."""
+    def cancel(self, job: str, run: Path) -> None:
+        """End the job of a run that does not end by itself, and that of no other."""
         ...
 
 
@@ -106,7 +108,7 @@ def standing(run: Path) -> Standing:
     if submitted is None:
         return Standing(JobState.GONE)
     try:
-        return backend_named(submitted.backend).poll(submitted.job)
+        return backend_named(submitted.backend).poll(submitted.job, run)
     except ClusterError as fault:
         return Standing(JobState.GONE, str(fault))
 

@@ -4,6 +4,7 @@ Enter: one job. Leave: its manifest. Refused: submitting, which kubectl does.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher import render
 from launcher.backends.base import Standing
@@ -28,10 +29,10 @@ class KubernetesBackend:
             "mmpretrain submit ... --to kubernetes --dry-run | kubectl apply -f -"
         )
 
-    def poll(self, job: str) -> Standing:
+    def poll(self, job: str, run: Path) -> Standing:
         return Standing(JobState.GONE, "kubectl get trainjobs knows")
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, run: Path) -> None:
         raise ClusterError(f"cancel it with kubectl: kubectl delete trainjob {job}")
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -20,6 +21,8 @@ from mmpretrain.core.errors import ClusterError
 _FIRST_PORT = 20000
 _EXEC_S = 1.0
 """The longest that replacing a program takes."""
+_WAIT = 'for job in $0; do while [ -e "/proc/$job/exe" ]; do sleep 0.5; done; done; exec "$@"'
+"""A shell that becomes a supervisor once other processes are gone; one that nobody has waited for has no program."""
 
 
 class LocalBackend:
@@ -40,31 +43,49 @@ class LocalBackend:
         return "\n".join(lines) + "\n"
 
     def submit(self, specs: Sequence[JobSpec]) -> str:
-        script = " ; ".join(shlex.join(_supervisor(spec)) for spec in specs)
-        environment = {**os.environ, **render.variables(specs[0])}
-        log = specs[0].run / "logs" / "job.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = ["bash", "-c", f"exec {script}" if len(specs) == 1 else script]
-        with log.open("a") as output:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        """Start them; the number is the first one's, since each run of a sweep is a process of its own that waits."""
+        started: list[str] = []
         for spec in specs:
-            record_submission(spec.run, self.name, str(process.pid))
-        return str(process.pid)
+            started.append(str(_start(spec, started)))
+            record_submission(spec.run, self.name, started[-1])
+        return started[0]
 
-    def poll(self, job: str) -> Standing:
-        ours = any("launcher.supervise" in word for word in _command(int(job)))
-        return Standing(JobState.RUNNING, nodes=os.uname().nodename) if ours else Standing(JobState.GONE)
+    def poll(self, job: str, run: Path) -> Standing:
+        command = _command(int(job))
+        if not _supervises(command, run):
+            return Standing(JobState.GONE)
+        if _WAIT in command:
+            return Standing(JobState.QUEUED, "runs of its sweep before it")
+        return Standing(JobState.RUNNING, nodes=os.uname().nodename)
 
-    def cancel(self, job: str) -> None:
-        if self.poll(job).state is not JobState.GONE:
+    def cancel(self, job: str, run: Path) -> None:
+        if self.poll(job, run).state is not JobState.GONE:
             os.killpg(int(job), signal.SIGKILL)
+
+
+def _start(spec: JobSpec, earlier: Sequence[str]) -> int:
+    """Its supervisor, or a shell that becomes it once the earlier processes are gone."""
+    wait = ["bash", "-c", _WAIT, " ".join(earlier)] if earlier else []
+    log = spec.run / "logs" / "job.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [*wait, *_supervisor(spec)],
+            env={**os.environ, **render.variables(spec)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def _supervises(command: Sequence[str], run: Path) -> bool:
+    """Whether a process is the supervisor of this very run, or waits to be."""
+    if "launcher.supervise" not in command:
+        return False
+    folder = command[command.index("launcher.supervise") + 1 :][:1]
+    return [Path(one).resolve() for one in folder] == [run.resolve()]
 
 
 def _command(pid: int) -> list[str]:
@@ -81,7 +102,7 @@ def _command(pid: int) -> list[str]:
 
 
 def _supervisor(spec: JobSpec) -> list[str]:
-    return [spec.python, "-m", "launcher.supervise", str(spec.run)]
+    return [spec.python, "-m", "launcher.supervise", str(spec.run), "--local"]
 
 
 BACKEND = LocalBackend()

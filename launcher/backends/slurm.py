@@ -51,14 +51,14 @@ class SlurmBackend:
             record_submission(spec.run, self.name, job if len(specs) == 1 else f"{job}_{number}")
         return job
 
-    def poll(self, job: str) -> Standing:
+    def poll(self, job: str, run: Path) -> Standing:
         found = slurm_commands.queued_job(job)
         if found is None:
             return Standing(JobState.GONE)
         state = _STATES.get(found.state, JobState.GONE)
         return Standing(state, found.reason if state is JobState.QUEUED else "", found.nodes)
 
-    def cancel(self, job: str) -> None:
+    def cancel(self, job: str, run: Path) -> None:
         slurm_commands.call("scancel", job)
 
 

@@ -55,15 +55,17 @@ def test_a_run_that_waits_is_told_so_and_cancelled_without_having_run(project: P
 def test_the_points_of_a_sweep_run_as_one_array_with_a_folder_each(project: Path) -> None:
     wishes = wishes_for(settings(), project, nodes=1)
     wishes = Wishes("slurm", cluster=wishes.cluster, time="10", sweep=("seed=0,1",))
-    jobs = plan_jobs(CHAOS, [*overrides(project), f"output={project}/run"], wishes)
+    runs = project / "it's 50%#1"
+    jobs = plan_jobs(CHAOS, [*overrides(project), f"output={runs}"], wishes)
     planned = [Job(job.spec.model_copy(update={"program": [str(WRITES_OUTCOME)]}), job.config) for job in jobs]
     assert "--array=0-1" in dry_run(planned, wishes)
-    submit(planned, wishes)
+    array, _ = submit(planned, wishes)
     for seed in (0, 1):
-        run = Subject(project / "run" / f"seed={seed}")
+        run = Subject(runs / f"seed={seed}")
         run.wait_for_end()
         assert [one.ending for one in run.history] == ["completed"], run.log
-        assert run.history[0].reason == f"seed={seed}"
+        assert (run.history[0].reason, run.history[0].job) == (f"seed={seed}", f"{array}_{seed}")
+    assert (runs / "seed=0" / "launch" / "runs.log").is_file()
 
 
 def test_shards_are_indexed_by_an_array_of_tasks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,22 @@ def test_unfit_nodes_are_replaced_and_a_fault_of_all_nodes_stops() -> None:
     assert decide([], replace(unfit, bad_nodes=()), False, 10).action is Action.STOP
 
 
+def test_unfit_nodes_cost_no_restart_and_are_no_first_crash() -> None:
+    unfit = replace(ended(Ending.UNFIT), bad_nodes=("n2",))
+    assert decide([unfit, unfit], ended(Ending.CRASHED), False, 1).action is Action.RESTART
+    assert decide([ended(Ending.CRASHED)], unfit, False, 1).action is Action.REPLACE_NODES
+    assert decide([ended(Ending.CRASHED), unfit], ended(Ending.CRASHED), False, 10).action is Action.STOP
+
+
+def test_a_job_that_finds_no_fit_nodes_stops_after_ten_tries_in_a_row() -> None:
+    unfit = replace(ended(Ending.UNFIT), bad_nodes=("n2",))
+    assert decide([unfit] * 9, unfit, False, 0).action is Action.REPLACE_NODES
+    assert decide([*[unfit] * 9, ended(Ending.PREEMPTED)], unfit, False, 0).action is Action.REPLACE_NODES
+    decision = decide([unfit] * 10, unfit, False, 0)
+    assert decision.action is Action.STOP
+    assert decision.reason == "why; so it is for the nodes of 11 jobs in a row"
+
+
 def test_an_attempt_left_open_is_written_down_as_lost(tmp_path: Path) -> None:
     (tmp_path / "launch").mkdir()
     history = History(tmp_path)
@@ -179,6 +195,16 @@ def test_the_node_that_differs_is_at_fault() -> None:
 def test_a_fault_of_all_nodes_is_the_jobs_and_replaces_none() -> None:
     verdict = judge(["n1", "n2"], [report("n1", "the disk is full"), report("n2", "the disk is full")])
     assert (verdict.bad_nodes, verdict.faults) == ((), ("the disk is full",))
+
+
+def test_a_fault_of_gpus_is_the_nodes_even_where_it_is_the_only_one() -> None:
+    broken = "GPU 0 has 3 uncorrected memory errors since it was reset"
+    alone = judge(["n1"], [report("n1", gpu_faults=[broken])])
+    assert (alone.bad_nodes, alone.faults) == (("n1",), (f"n1: {broken}",))
+    both = judge(["n1", "n2"], [report("n1", gpu_faults=[broken]), report("n2", gpu_faults=[broken])])
+    assert both.bad_nodes == ("n1", "n2")
+    full = judge(["n1"], [report("n1", "the disk is full", gpu_faults=[broken])])
+    assert (full.bad_nodes, full.faults) == ((), ("the disk is full",))
 
 
 def test_this_machine_passes_and_an_unreadable_shard_does_not(tmp_path: Path) -> None:

@@ -96,6 +96,23 @@ def test_names_with_spaces_and_quotes_stay_one_word_for_the_shell() -> None:
     assert done.stdout == "a 'b' c"
 
 
+def test_slurm_reads_folders_of_any_name_from_the_batch_script() -> None:
+    spec = small_run(run="/r/50% of a#b %j/it's", workdir="/my work", cluster={"sbatch": {"comment": 'a "b"'}})
+    directives = {line for line in render.sbatch_script(spec).splitlines() if line.startswith("#SBATCH")}
+    assert directives >= {
+        "#SBATCH --chdir='/my work'",
+        """#SBATCH --output='/r/50%% of a#b %%j/it'"'"'s/logs/job.log'""",
+        """#SBATCH --comment='a "b"'""",
+    }
+    assert "#SBATCH --output='/r/50%% of a#b %%j/it'\"'\"'s/logs/task-%a.log'" in render.tasks_script(spec, 2)
+
+
+@pytest.mark.parametrize("folder", ["/r/a\\b", "/r/a\nb"])
+def test_a_folder_that_slurm_cannot_hold_is_refused(folder: str) -> None:
+    with pytest.raises(ConfigError, match="--output would be .*; Slurm takes no backslash or line break there"):
+        backend_named("slurm").render([small_run(run=folder)])
+
+
 def test_bad_nodes_are_excluded_beside_those_of_the_cluster_file() -> None:
     assert "#SBATCH --exclude=n1,n2" in render.sbatch_script(small_run(cluster={"exclude": ["n1"]}), ["n2"])
 

@@ -13,10 +13,11 @@ import pytest
 
 from data_pipeline.make import make
 from launcher import snapshot
-from launcher.backends.base import record_submission
+from launcher.backends.base import backend_named, record_submission, standing
 from launcher.cancelling import cancel_run
+from launcher.chaos.subject import wait_until
 from launcher.render import variables
-from launcher.spec import read_spec
+from launcher.spec import JobSpec, read_spec
 from mmpretrain.cli_submit import Wishes, dry_run, plan_jobs, submit
 from mmpretrain.config import configs_folder
 from mmpretrain.core.config import dump_yaml
@@ -136,7 +137,8 @@ def test_a_run_that_a_job_runs_is_refused_a_second_one(tmp_path: Path, shards: P
     (job,) = plan_jobs(configs_folder() / "demo.yaml", overrides(tmp_path, shards), LOCAL)
     with snapshot.written([job.spec], [job.source]):
         pass
-    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "launcher.supervise"])
+    program = [sys.executable, "-c", "import time; time.sleep(60)", "launcher.supervise", str(job.spec.run)]
+    waiting = subprocess.Popen(program)
     try:
         record_submission(job.spec.run, "local", str(waiting.pid))
         with pytest.raises(ClusterError, match=f"is running already as job {waiting.pid}; watch it with"):
@@ -148,6 +150,36 @@ def test_a_run_that_a_job_runs_is_refused_a_second_one(tmp_path: Path, shards: P
         waiting.wait()
     with pytest.raises(ClusterError, match="has no job any more"):
         cancel_run(job.spec.run, now=False)
+
+
+def test_runs_of_a_local_sweep_go_one_after_the_other_and_are_cancelled_one_by_one(tmp_path: Path) -> None:
+    """Their interpreter is a script that supervises a run until its folder holds a file."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text('#!/bin/bash\nuntil [ -e "$3/end" ]; do sleep 0.02; done\n')
+    interpreter.chmod(0o755)
+    runs = [tmp_path / name for name in "abc"]
+    values = {"name": "x", "program": [], "python": str(interpreter), "workdir": tmp_path, "ranks_per_node": 1}
+    for run in runs:
+        (run / "launch").mkdir(parents=True)
+    backend_named("local").submit([JobSpec.model_validate({**values, "run": run}) for run in runs])
+
+    def come_to(*states: str) -> None:
+        wait_until(lambda: [standing(run).state for run in runs] == list(states), f"the states {states}", 60)
+
+    try:
+        come_to("running", "queued", "queued")
+        assert "cancelled job" in cancel_run(runs[2], now=True)
+        come_to("running", "queued", "gone")
+        (runs[0] / "end").touch()
+        come_to("gone", "running", "gone")
+        with pytest.raises(ClusterError, match="has no job any more"):
+            cancel_run(runs[0], now=False)
+        assert not (runs[0] / "control").exists()
+        cancel_run(runs[1], now=True)
+        come_to("gone", "gone", "gone")
+    finally:
+        for run in runs:
+            (run / "end").touch()
 
 
 def test_a_snapshot_holds_code_config_and_environment_and_no_secrets(
@@ -192,7 +224,7 @@ def test_a_dry_run_names_the_supervisor_and_the_step_and_makes_nothing(tmp_path:
     wishes = Wishes("local", ranks_per_node=2, name="two")
     jobs = plan_jobs(configs_folder() / "demo.yaml", overrides(tmp_path, shards), wishes)
     text = dry_run(jobs, wishes)
-    assert f"-m launcher.supervise {tmp_path}/runs/two" in text and "--nproc-per-node=2" in text
+    assert f"-m launcher.supervise {tmp_path}/runs/two --local\n" in text and "--nproc-per-node=2" in text
     assert not (tmp_path / "runs").exists()
 
 
