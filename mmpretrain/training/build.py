@@ -111,7 +111,9 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     """Join everything; communicates."""
     check_precision(config, device)
     plan = BatchPlan(config.global_batch_size, config.micro_batch_size, world)
-    attempt = on_main(lambda: folder.begin_attempt(world.size, device_name(device), config.steps))
+    attempt, folder.before = on_main(
+        lambda: (folder.begin_attempt(world.size, device_name(device), config.steps), folder.before)
+    )
     answer_stack_requests(folder.path, world.rank)
     folder.write_rank(world.rank)
     configure_logging(world, folder.path)
@@ -126,6 +128,7 @@ def build(config: RunConfig, world: World, device: torch.device, folder: RunFold
     engine = _build_engine(config, model_config, world, device, folder, parent)
     start = _restore(config, engine, folder, world, loader.fingerprint)
     if world.is_main:  # a run that was refused has left the record of the one before as it was
+        folder.begin_steps(start)
         folder.rewind(start, _next_position(config, folder, start))
         folder.write_config(dump_yaml(config))
         folder.write_sources([asdict(facts) for facts in source_facts(loader.sources)])

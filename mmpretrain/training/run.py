@@ -15,6 +15,7 @@ from mmpretrain.training.loop import fit
 from mmpretrain.training.ranks import join, leave
 from mmpretrain.training.requests import Requests, die_with_parent
 from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.run_lock import RunTaken
 from mmpretrain.training.spikes import RollBack
 
 log = logging.getLogger(__name__)
@@ -84,10 +85,13 @@ def _end_fatally(folder: RunFolder, run: Run | None, error: MMPretrainError) -> 
     """Leave the outcome where a supervisor looks, from any rank; a folder that cannot be written has no outcome."""
     if run is not None:
         run.trackers.close("fatal")
-    if not folder.path.is_dir():
+    if isinstance(error, RunTaken) or not folder.path.is_dir():
         return
     try:
-        folder.write_outcome("fatal", 0 if run is None else run.step, str(error))
+        if run is None:
+            folder.refuse_attempt(str(error))
+        else:
+            folder.write_outcome("fatal", run.step, str(error))
     except OSError as fault:
         log.warning("outcome.json could not be written: %s", fault)
 

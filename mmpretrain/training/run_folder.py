@@ -16,11 +16,20 @@ from mmpretrain.core import run_files
 from mmpretrain.core.errors import ClusterError, DataError
 from mmpretrain.core.run_files import Heartbeat, Outcome, Phase, State
 from mmpretrain.core.types import StepReport
+from mmpretrain.training.run_lock import lock_run
 
 __all__ = ["RunFolder", "State"]
 
 log = logging.getLogger(__name__)
 _NO_HEARTBEAT = Heartbeat(0, 0, "start", 0, None, None, None, 0.0)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a run's folder says of it."""
+
+    outcome: Outcome | None
+    heartbeat: Heartbeat | None
 
 
 @dataclass
@@ -29,6 +38,8 @@ class RunFolder:
 
     path: Path
     _heartbeat: Heartbeat = field(default=_NO_HEARTBEAT, repr=False)
+    before: Before | None = None
+    """How its run stood when this attempt began."""
 
     @property
     def checkpoints(self) -> Path:
@@ -43,9 +54,12 @@ class RunFolder:
         return self.path / run_files.CONTROL
 
     def begin_attempt(self, world_size: int, device: str, last_step: int) -> int:
-        """Make the folder, forget the last outcome, and return this attempt's number, from 0."""
+        """Lock the folder, which is made, put the last outcome aside, and return this attempt's number, from 0."""
         try:
-            for folder in (self.path, self.path / run_files.RANKS, self.path / run_files.STACKS, self.checkpoints):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock_run(self.path)
+            self.before = Before(run_files.read_outcome(self.path), run_files.read_heartbeat(self.path))
+            for folder in (self.path / run_files.RANKS, self.path / run_files.STACKS, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
             run_files.make_control_folder(self.control)
             (self.path / run_files.OUTCOME).unlink(missing_ok=True)
@@ -61,6 +75,25 @@ class RunFolder:
                 f"the run folder {self.path} cannot be written ({fault.strerror}); set output to a writable folder"
             ) from fault
         return attempt
+
+    def refuse_attempt(self, message: str) -> None:
+        """Of an attempt that could not be built. A run that had ended still has; one that a supervisor started again,
+        which takes the outcome away, is given up. From any rank."""
+        before = self.before or Before(run_files.read_outcome(self.path), None)
+        if before.outcome is None:
+            step = 0 if before.heartbeat is None else before.heartbeat.step
+            self.write_outcome("fatal", step, message)
+            return
+        run_files.write_record(self.path / run_files.OUTCOME, before.outcome)
+        if before.heartbeat is not None:
+            run_files.write_record(self.path / run_files.HEARTBEAT, before.heartbeat)
+
+    def begin_steps(self, step: int) -> None:
+        """The heartbeat of an attempt that is built, with so many steps done."""
+        last = None if self.before is None else self.before.heartbeat
+        figures = last if last is not None and last.step == step else _NO_HEARTBEAT
+        known = {name: getattr(figures, name) for name in ("loss", "step_s", "samples_per_s")}
+        self._beat(replace(self._heartbeat, step=step, **known))
 
     def attempts(self) -> int:
         """Number of attempts begun so far."""

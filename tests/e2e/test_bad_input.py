@@ -233,11 +233,12 @@ def test_where_all_checkpoints_are_damaged_the_run_does_not_start_over(project: 
 )
 def test_a_checkpoint_of_another_run_is_refused_and_stays_usable(project: Project, override: str, message: str) -> None:
     assert project.train().code == 0
-    config = (project.output / "config.yaml").read_text()
+    record = ("config.yaml", "outcome.json", "heartbeat.json")
+    before = [(project.output / name).read_text() for name in record]
     ended = project.train(override)
     assert ended.code == 5
     assert re.search(message, ended.errors[0]), ended.stderr
-    assert (project.output / "config.yaml").read_text() == config
+    assert [(project.output / name).read_text() for name in record] == before
     assert project.train("steps=7").code == 0
 
 

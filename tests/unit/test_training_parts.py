@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 from mmpretrain.config import RunConfig, configs_folder, load_run_config
 from mmpretrain.config_checkpoint import CheckpointConfig
 from mmpretrain.core.errors import CheckpointError, ClusterError, ConfigError, DivergenceError
-from mmpretrain.core.run_files import read_heartbeat
+from mmpretrain.core.run_files import read_heartbeat, read_outcome
 from mmpretrain.core.types import StepReport
 from mmpretrain.tracking.record import Figure
 from mmpretrain.training.engine import check_precision, deepspeed_config
@@ -22,6 +24,7 @@ from mmpretrain.training.optimizer import GuardedAdamW, parameter_groups
 from mmpretrain.training.ranks import on_main
 from mmpretrain.training.retention import retain
 from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.run_lock import RunTaken, lock_run
 from mmpretrain.training.schedule import learning_rate
 
 
@@ -242,3 +245,48 @@ def test_the_heartbeat_tells_each_phase_and_steps_again_after_it(tmp_path: Path)
         ("step", 3, 9),
     ]
     assert beats[1] is not None and (beats[1].loss, beats[1].step_s) == (None, 0.5)
+
+
+def test_a_run_that_is_started_again_keeps_its_place_and_a_refused_start_its_record(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.begin_attempt(1, "CPU", last_step=9)
+    folder.beat(StepReport(9, 18, {"train/loss": 0.25, "perf/step_s": 0.5, "perf/samples_per_s": 4.0}))
+    folder.write_outcome("completed", 9, "9 of 9 steps done")
+    ended, last = read_outcome(tmp_path), read_heartbeat(tmp_path)
+    refused = RunFolder(tmp_path)
+    refused.begin_attempt(1, "CPU", last_step=20)
+    refused.refuse_attempt("another model")
+    assert (read_outcome(tmp_path), read_heartbeat(tmp_path)) == (ended, last)
+    again = RunFolder(tmp_path)
+    again.begin_attempt(1, "CPU", last_step=9)
+    again.begin_steps(9)
+    beat = read_heartbeat(tmp_path)
+    assert beat is not None and (beat.step, beat.loss, beat.attempt, beat.phase) == (9, 0.25, 2, "start")
+    again.begin_attempt(1, "CPU", last_step=9)  # as a supervisor does, which takes the outcome away
+    again.refuse_attempt("its shards are gone")
+    given_up = read_outcome(tmp_path)
+    assert given_up is not None and (given_up.state, given_up.step) == ("fatal", 9)
+
+
+def test_one_process_trains_in_a_run_folder(tmp_path: Path) -> None:
+    """The other is a child, which ends when this one lets go of their line."""
+    (tmp_path / "ranks").mkdir()
+    here, there = socket.socketpair()
+    child = os.fork()
+    if not child:
+        here.close()
+        lock_run(tmp_path)
+        RunFolder(tmp_path).write_rank(0)
+        there.send(b"locked")
+        there.recv(1)
+        os._exit(0)
+    there.close()
+    assert here.recv(6) == b"locked"
+    with pytest.raises(
+        RunTaken, match=rf"is being trained by process {child} on .*; stop it \(touch .*/control/stop\)"
+    ):
+        lock_run(tmp_path, patience_s=0)
+    here.close()
+    lock_run(tmp_path)
+    os.waitpid(child, 0)
+    lock_run(tmp_path)  # again by the process that has it
