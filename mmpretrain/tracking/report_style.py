@@ -43,10 +43,10 @@ h2 small { font-weight: 400; font-size: 14px; color: var(--soft); margin-left: 8
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 250px), 1fr)); gap: 12px; }
 .chart.wide + .charts, .charts + .charts { margin-top: 12px; }
 .chart { margin: 0; padding: 12px 16px 26px; min-width: 0; display: flex; flex-direction: column; }
-figcaption { font-size: 13px; padding-bottom: 10px; }
+figcaption { font-size: 13px; padding-bottom: 10px; overflow-wrap: anywhere; }
 figcaption b { display: block; font-size: 14px; }
 .legend { color: var(--soft); }
-.key { display: inline-block; margin-right: 14px; white-space: nowrap; }
+.key { display: inline-block; margin-right: 14px; }
 .key i { font-style: normal; color: var(--ink); }
 .key::before { content: ""; display: inline-block; width: 12px; border-top: 3px solid; border-radius: 2px;
   vertical-align: .28em; margin-right: 6px; }
