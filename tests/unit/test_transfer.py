@@ -24,7 +24,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from mmpretrain.config import configs_folder, load_run_config
 from mmpretrain.core.errors import CheckpointError
+from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.layers.resampling import inflate_kernel, resample_positions
 from mmpretrain.models.config import ModelConfig, resolve
 from mmpretrain.models.multimodal import MultimodalTransformer
@@ -292,6 +294,15 @@ def test_frames_go_through_the_image_tower_that_was_there() -> None:
     inner = video.towers["video"].image.state_dict()
     assert all(torch.equal(inner[name], tensor) for name, tensor in source.towers["image"].state_dict().items())
     assert transfer.accounts["towers.video"].fresh > 0
+
+
+@pytest.mark.parametrize("name", ["finetune-classify", "finetune-retrieval"])
+def test_the_demos_towers_go_whole_into_the_configs_that_go_on_from_it(name: str) -> None:
+    demo, run = (load_run_config(configs_folder() / f"{one}.yaml") for one in ("demo", name))
+    words = TokenizerFacts(demo.data.tokenizer.train_vocab_size, pad_id=0, eos_id=1)
+    source, model = (MultimodalTransformer.create(resolve(one.model, words), {}) for one in (demo, run))
+    accounts = take_over(model, as_parent(source)).accounts
+    assert [accounts[f"towers.{tower}"].fresh for tower in run.model.towers] == [0] * len(run.model.towers)
 
 
 @pytest.mark.parametrize("kind", ["factorised", "learned", "frames"])
