@@ -154,4 +154,8 @@ def _next_command(run: Path, status: RunStatus) -> str:
         "ending": f"mmpretrain status {run}",
         "completed": f"mmpretrain publish {run} --to-dir published/{run.name}",
     }
-    return commands.get(status.state, f"mmpretrain submit --again {run}   (it continues from its newest checkpoint)")
+    if status.state in commands:
+        return commands[status.state]
+    command = f"mmpretrain submit --again {run}" if job_file(run).is_file() else "the command that started it, again"
+    saved = run_files.saved_checkpoints(run / run_files.CHECKPOINTS)
+    return f"{command}   ({'it continues from its newest checkpoint' if saved else 'it has none to continue from'})"

@@ -78,6 +78,8 @@ def embed(
     """Embed everything; `given` is the input as the user named it, `modalities` empty means all that fit."""
     if out.exists():
         raise ConfigError(f"{out} exists; remove it, or write the embeddings elsewhere")
+    if layout == "parquet" and out.suffix != ".parquet":
+        raise ConfigError(f"{out} would hold Parquet; end its name in .parquet, or take --format npy for a folder")
     chosen = choose_modalities(model.processor, inputs, modalities)
     parts = _open_parts(model, inputs, out, chosen)
     paths = [parts / f"{number:06d}.parquet" for number in range(-(-len(inputs) // PART_SAMPLES))]

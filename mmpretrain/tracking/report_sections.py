@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 from mmpretrain.core.types import Picture
@@ -20,7 +21,7 @@ from mmpretrain.tracking.report_tables import Table, tables_of, way_label
 
 _MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _FINAL_ROWS = 20
-"""A noisy figure at the end is a mean over so many steps."""
+"""A noisy figure at the end is a mean over so many steps, or over the last tenth where that is less."""
 
 
 def heading(story: RunStory) -> str:
@@ -64,10 +65,12 @@ def _notices(story: RunStory) -> Iterable[str]:
 def tiles(story: RunStory) -> str:
     """The figures asked for first."""
     steps = story.steps
-    first, final = _finite(steps, "train/loss")[:1], _finite(steps, "train/loss")[-_FINAL_ROWS:]
+    losses = _finite(steps, "train/loss")
+    first, final = losses[:1], losses[-min(_FINAL_ROWS, -(-len(losses) // 10)) :]
     cards = []
     if final:
-        cards.append(_tile("Loss", significant(statistics.fmean(final)), f"from {significant(first[0])}"))
+        since = f"{_over(len(final))}from {significant(first[0])}"
+        cards.append(_tile("Loss", significant(statistics.fmean(final)), since))
     for name in evaluation_names(story):
         match = RECALL.fullmatch(name)
         if match and match["k"] == "1" and match["task"] == "val":
@@ -76,8 +79,9 @@ def tiles(story: RunStory) -> str:
             cards.append(
                 _tile(way_label(match["direction"]).capitalize(), f"{points[-1][1]:.1%}", f"R@1, best {best:.1%}")
             )
-    rates, waits = _finite(steps, "perf/samples_per_s"), _finite(steps, "perf/data_s")
-    spent = sum(_finite(steps, "perf/step_s"))
+    rates, spent = _finite(steps, "perf/samples_per_s"), sum(_finite(steps, "perf/step_s"))
+    begun = [row for before, row in pairwise(steps) if row.attempt == before.attempt]
+    waits, of = _finite(begun, "perf/data_s"), sum(_finite(begun, "perf/step_s"))
     if rates:
         cards.append(_tile("Throughput", significant(statistics.median(rates)), "samples/s, median"))
     used, computed = _finite(steps, "train/mfu"), _finite(steps, "train/tflops_per_gpu")
@@ -85,14 +89,18 @@ def tiles(story: RunStory) -> str:
         cards.append(_tile("MFU", f"{statistics.median(used):.1f}%", "of the device's peak, median"))
     elif computed:
         cards.append(_tile("TFLOP/s", significant(statistics.median(computed)), "model FLOPs of a rank, median"))
-    if waits and spent:
-        cards.append(_tile("Waiting for data", f"{sum(waits) / spent:.1%}", "of step time"))
+    if waits and of:
+        cards.append(_tile("Waiting for data", f"{sum(waits) / of:.1%}", "of step time, first steps aside"))
     if spent and story.training_s:
         share = min(1.0, spent / max(story.steps[-1].time - story.attempts[0].begun, spent))
         cards.append(_tile("Goodput", f"{share:.0%}", "kept of wall time"))
     replaced = sum(story.skip_reasons.values())
     cards.append(_tile("Replaced", f"{replaced:,}", f"of {steps[-1].samples:,} samples"))
     return f'<div class="tiles">{"".join(cards)}</div>'
+
+
+def _over(steps: int) -> str:
+    return f"over {steps} steps, " if steps > 1 else ""
 
 
 def charts(title: str, drawn: Sequence[Chart], timeline: Timeline, aside: str = "") -> str:

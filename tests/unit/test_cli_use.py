@@ -166,6 +166,8 @@ def test_texts_of_a_table_are_embedded_and_blank_ones_are_broken(
 ) -> None:
     table, out = tmp_path / "texts.csv", tmp_path / "texts.parquet"
     table.write_text("id,caption\nx,a red square\ny, \nz,a dog\n")
+    assert run("embed", tiny_published, table, "--out", tmp_path / "texts.npy") == 2
+    assert "texts.npy would hold Parquet; end its name in .parquet, or take --format npy" in capsys.readouterr().err
     assert run("embed", tiny_published, table, "--out", out) == 3
     assert "broken: y: the text is blank" in capsys.readouterr().err
     found = read_embeddings(out)

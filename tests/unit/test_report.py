@@ -204,6 +204,19 @@ def test_the_read_out_of_a_chart_holds_the_logged_losses_of_the_attempt_that_sta
     assert plots[2]["series"][0]["y"] == pytest.approx(means, rel=1e-3)
 
 
+def test_tiles_tell_the_end_of_a_short_run_and_no_start_of_its_workers(tmp_path: Path) -> None:
+    """Of 30 steps the last three, and waits of all but the first, in which workers start for 9 of its 10 seconds."""
+    tracker = JsonlTracker(tmp_path / "metrics.jsonl", 0)
+    for step in range(1, 31):
+        first = step == 1
+        times = {"perf/step_s": 10.0 if first else 1.0, "perf/data_s": 9.0 if first else 0.02}
+        tracker.log(StepReport(step, step, {"train/loss": 40.0 - step} | times))
+    tracker.close("completed")
+    text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Loss 11.0 over 3 steps, from 39.0" in text
+    assert "Waiting for data 2.0% of step time, first steps aside" in text
+
+
 def test_skipped_steps_and_resumptions_are_marked_on_every_chart(page: Page) -> None:
     kinds = [value for tag, name, value in page.attributes if tag == "path" and name == "class"]
     plots = [name for _, name, _ in page.attributes].count("data-plot")

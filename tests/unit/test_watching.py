@@ -148,7 +148,9 @@ def test_doctor_knows_the_signs_in_a_log_and_says_what_to_type(tmp_path: Path, l
     (run / "logs" / "job.log").write_text(f"step 1\n{line}\nstep 2\n")
     told = doctor_run(run)
     assert cause in told and line in told
-    assert f"next: mmpretrain submit --again {run}" in told
+    assert "next: the command that started it, again   (it has none to continue from)" in told
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    assert "again   (it continues from its newest checkpoint)" in doctor_run(run)
 
 
 def test_doctor_names_the_odd_rank_of_a_hang_and_where_its_stacks_lie(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_a_line_of_squeue_is_read_with_its_time_left() -> None:
     [
         (["status", "{folder}"], "crashed"),
         (["why", "{run}"], "goodput"),
-        (["doctor", "{run}"], "next: mmpretrain submit --again"),
+        (["doctor", "{run}"], "next: the command that started it, again"),
         (["logs", "{run}"], "the last words"),
         (["top", "{folder}", "--times", "1"], "attempt 0 crashed"),
     ],
