@@ -5,10 +5,13 @@ Enter: a RunConfig. Leave: where the tokenizer lies and what a text tower must k
 Refused: a named tokenizer that gives words other numbers than the parent's.
 """
 
+import shutil
+
 from data_pipeline.tokenizer import tokenizer_facts, train_tokenizer
 from mmpretrain.config import RunConfig
 from mmpretrain.core.errors import ConfigError
 from mmpretrain.core.fast_tokenizer import load_tokenizer
+from mmpretrain.core.run_files import saved_checkpoints
 from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.modalities.text import TextCodecConfig
 from mmpretrain.models.parent import Parent
@@ -35,7 +38,8 @@ def _choose(config: RunConfig, folder: RunFolder, inherited: str | None) -> str:
         return settings.path
     if inherited is not None:
         load_tokenizer(inherited).save_pretrained(folder.tokenizer)
-    elif not folder.tokenizer.exists():
+    elif not (folder.tokenizer.exists() and saved_checkpoints(folder.checkpoints)):
+        shutil.rmtree(folder.tokenizer, ignore_errors=True)  # no weights know its words; the config may be another
         shards = [pattern for source in config.data.train.sources.values() for pattern in source.shards]
         train_tokenizer(shards, settings.train_vocab_size, folder.tokenizer, _keys(config), cache=config.data.cache)
     return str(folder.tokenizer)

@@ -8,10 +8,14 @@ import webdataset
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from data_pipeline.config import SourceConfig
 from data_pipeline.tokenizer import tokenizer_facts, train_tokenizer
+from mmpretrain.config import configs_folder, load_run_config
 from mmpretrain.core.errors import ConfigError, DataError
 from mmpretrain.core.fast_tokenizer import load_tokenizer
 from mmpretrain.core.types import TokenizerFacts
+from mmpretrain.training.run_folder import RunFolder
+from mmpretrain.training.text import prepare_tokenizer
 
 CAPTIONS = [f"A {colour} {thing}, photographed." for colour in ("red", "blue") for thing in ("dog", "boat", "house")]
 
@@ -83,6 +87,22 @@ def test_the_facts_are_those_of_the_tokenizer(folder: Path) -> None:
     assert tokenizer_facts(load_tokenizer(folder)) == TokenizerFacts(
         vocab_size=300, pad_id=0, eos_id=299, mask_id=2, special_ids=(0, 1, 2, 3, 299)
     )
+
+
+def test_a_run_keeps_its_words_once_a_checkpoint_knows_them(shard: Path, tmp_path: Path) -> None:
+    run, folder = load_run_config(configs_folder() / "flickr1k.yaml"), RunFolder(tmp_path)
+    train = run.data.train.model_copy(update={"sources": {"main": SourceConfig(shards=[str(shard)])}})
+
+    def words(size: int) -> int:
+        tokenizer = run.data.tokenizer.model_copy(update={"train_vocab_size": size})
+        data = run.data.model_copy(update={"train": train, "tokenizer": tokenizer})
+        facts = prepare_tokenizer(run.model_copy(update={"data": data}), folder)[1]
+        assert facts is not None
+        return facts.vocab_size
+
+    assert (words(300), words(290)) == (300, 290)
+    (folder.checkpoints / "step-00000001").mkdir(parents=True)
+    assert words(300) == 290
 
 
 def test_a_tokenizer_may_know_an_end_and_put_it_behind_no_text(tmp_path: Path) -> None:
