@@ -64,7 +64,7 @@ slurm:
 	  echo "warning: no Slurm here, and it cannot be installed (Debian and Ubuntu: apt install slurm-wlm)" >&2
 
 # What needs a GPU runs where the machine has one.
-BENCHMARKS := $(filter-out benchmarks/loader_sides.py $(if $(shell command -v nvidia-smi),,benchmarks/gpu.py),$(wildcard benchmarks/*.py))
+BENCHMARKS := $(filter-out benchmarks/loader_sides.py benchmarks/machine.py $(if $(shell command -v nvidia-smi),,benchmarks/gpu.py),$(wildcard benchmarks/*.py))
 
 bench: setup
 	for benchmark in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python $$benchmark || exit 1; done
