@@ -43,6 +43,17 @@ class Transfer:
     parent: Parent
     accounts: Mapping[str, Account]
     """Part of the model, e.g. "towers.image" -> its account."""
+    fresh: frozenset[str]
+    """Weights of the model that the parent had nothing for."""
+
+    def never_learned(self, model: MultimodalTransformer) -> dict[str, int]:
+        """Parts of towers that are fresh and frozen, in numbers of values: what they say stays random."""
+        found: dict[str, int] = {}
+        for name, weight in model.named_parameters():
+            plain = name.replace(".base_layer", "")  # which adapters stand beside
+            if not weight.requires_grad and plain in self.fresh and plain.startswith(("towers.", "projections.")):
+                found[_part(plain)] = found.get(_part(plain), 0) + weight.numel()
+        return found
 
     def table(self) -> str:
         """The account of every part, one a line, in numbers of values."""
@@ -61,13 +72,14 @@ class Transfer:
 def take_over(model: MultimodalTransformer, parent: Parent) -> Transfer:
     """Copy what fits from `parent` into `model`, in place."""
     accounts: dict[str, Account] = {}
-    places, used, matrices = Places(model, parent), set[str](), 0
+    places, used, fresh, matrices = Places(model, parent), set[str](), set[str](), 0
     for name, tensor in model.state_dict().items():
         account = accounts.setdefault(_part(name), Account())
         fit = places.find(name, tensor)
         account.notes |= dict.fromkeys(fit.notes)
         if fit.values is None:
             account.fresh += tensor.numel()
+            fresh.add(name)
             continue
         tensor.copy_(fit.values)
         used.add(fit.source)
@@ -82,7 +94,7 @@ def take_over(model: MultimodalTransformer, parent: Parent) -> Transfer:
         account.notes |= {name: None}
     if not matrices:
         raise CheckpointError(_refusal(parent, accounts))
-    return Transfer(parent, accounts)
+    return Transfer(parent, accounts, frozenset(fresh))
 
 
 def _part(name: str) -> str:

@@ -69,7 +69,7 @@ from mmpretrain.training.spikes import (
 )
 from mmpretrain.training.text import prepare_tokenizer
 from mmpretrain.training.utilization import utilization
-from mmpretrain.training.warm_start import find_parent, start_from
+from mmpretrain.training.warm_start import find_parent, start_from, warn_of_random_parts
 
 log = logging.getLogger(__name__)
 COLLAPSED = 0.1
@@ -209,10 +209,11 @@ def _build_engine(
     """Every rank draws the same initial weights; afterwards each has random streams of its own."""
     torch.manual_seed(key_of(config.seed, "weights") >> 1)
     model = MultimodalTransformer.create(model_config, config.objectives)
-    if parent is not None:
-        start_from(parent, model, folder, world)
+    transfer = None if parent is None else start_from(parent, model, folder, world)
     if config.finetune is not None:
         prepare(model, config.finetune)
+    if transfer is not None and world.is_main:
+        warn_of_random_parts(model, transfer)
     nn.Module.to(model, device)
     engine = Engine(model, config, device)
     torch.manual_seed(key_of(config.seed, "rank", world.rank) >> 1)

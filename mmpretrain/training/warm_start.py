@@ -16,7 +16,7 @@ from mmpretrain.core.ranks import World
 from mmpretrain.core.run_files import saved_checkpoints
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent, open_pretrained
-from mmpretrain.models.transfer import take_over
+from mmpretrain.models.transfer import Transfer, take_over
 from mmpretrain.publishing.facts import ParentFacts
 from mmpretrain.training.ranks import first_on_main, on_main
 from mmpretrain.training.run_folder import RunFolder
@@ -55,7 +55,7 @@ def open_parent(name: str, config: RunConfig) -> Parent:
     return first_on_main(lambda: open_pretrained(name, config.model.towers))
 
 
-def start_from(parent: Parent, model: MultimodalTransformer, folder: RunFolder, world: World) -> None:
+def start_from(parent: Parent, model: MultimodalTransformer, folder: RunFolder, world: World) -> Transfer:
     """Put the parent's weights into the model; the main rank tells what became of each, and writes it down."""
     transfer = take_over(model, parent)
     if world.is_main:
@@ -65,6 +65,19 @@ def start_from(parent: Parent, model: MultimodalTransformer, folder: RunFolder, 
             part: asdict(account) | {"notes": list(account.notes)} for part, account in transfer.accounts.items()
         }
         folder.write_parent(asdict(facts) | {"weights": accounts})
+    return transfer
+
+
+def warn_of_random_parts(model: MultimodalTransformer, transfer: Transfer) -> None:
+    """Of a model whose frozen parts are chosen."""
+    for part, values in sorted(transfer.never_learned(model).items()):
+        log.warning(
+            "%s: %s values are frozen that %s does not have, so they stay random; give the tower the parent's "
+            "architecture, or let it learn (finetune.towers)",
+            part,
+            f"{values:,}",
+            transfer.parent.source,
+        )
 
 
 def _continues(folder: RunFolder, name: str) -> bool:

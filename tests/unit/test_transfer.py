@@ -29,8 +29,10 @@ from mmpretrain.core.errors import CheckpointError
 from mmpretrain.core.types import TokenizerFacts
 from mmpretrain.layers.resampling import inflate_kernel, resample_positions
 from mmpretrain.models.config import ModelConfig, resolve
+from mmpretrain.models.finetune import FinetuneConfig
 from mmpretrain.models.multimodal import MultimodalTransformer
 from mmpretrain.models.parent import Parent, open_pretrained
+from mmpretrain.models.trained_parts import prepare
 from mmpretrain.models.transfer import Transfer, take_over
 from mmpretrain.objectives.base import ObjectiveConfig
 from mmpretrain.objectives.infonce import InfoNCEConfig
@@ -235,6 +237,16 @@ def test_positions_of_a_grid_are_resampled_as_timm_does(old: tuple[int, int], ne
     positions = torch.randn(old[0] * old[1], 5, generator=torch.Generator().manual_seed(0))
     theirs = resample_abs_pos_embed(positions[None], list(new), list(old), num_prefix_tokens=0)[0]
     torch.testing.assert_close(resample_positions(positions, old, new), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("finetune", [{"towers": {"image": "frozen"}}, {"train": "heads"}, {"lora": {"rank": 2}}])
+def test_fresh_weights_that_will_never_learn_are_told(clip_folder: Path, finetune: dict[str, object]) -> None:
+    """A patch projection of another size, to which nothing there corresponds."""
+    stem = STEM | {"image_size": 32, "patch_size": 16}
+    model, transfer = warmed(clip_folder, child(CLIP | {"image": CLIP["image"] | {"stem": stem}}))
+    assert transfer.never_learned(model) == {}, "as long as all learn"
+    prepare(model, FinetuneConfig.model_validate(finetune))
+    assert transfer.never_learned(model) == {"towers.image": 24 * 3 * 16 * 16}
 
 
 def test_positions_of_words_keep_their_places_when_there_are_fewer() -> None:
