@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from fractions import Fraction
 from io import BytesIO
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def _timed(values: Array, rate: float) -> bytes:
-    if not (isinstance(rate, int | float | np.number) and math.isfinite(rate) and round(rate, 3) > 0):
+    if not (isinstance(rate, Real) and math.isfinite(rate) and round(rate, 3) > 0):
         raise SampleError(f"the rate is {rate!r}, expected samples or frames per second")
     if values.ndim in (1, 2) and values.dtype in (np.int16, np.float32, np.float64):
         return _wav(values, max(1, round(rate)))
@@ -126,7 +127,7 @@ def _clip(frames: NDArray[np.uint8], rate: float) -> bytes:
     require("av", "video", "reading videos")
     import av
 
-    buffer, per_second = BytesIO(), Fraction(rate).limit_denominator(1001)
+    buffer, per_second = BytesIO(), Fraction(float(rate)).limit_denominator(1001)
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream("ffv1", rate=per_second)
         stream.height, stream.width = frames.shape[1:3]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,9 @@ def test_sound_is_the_same_as_a_file_and_as_samples(model: Model, tmp_path: Path
 
 def test_frames_reach_the_tower_without_loss(model: Model) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    fields = model.processor(video=(frames, 8))
-    assert np.array_equal(fields["video"][0].numpy(), frames.transpose(0, 3, 1, 2))
+    for rate in (8, Fraction(30000, 1001), np.float32(8.0)):
+        fields = model.processor(video=(frames, rate))
+        assert np.array_equal(fields["video"][0].numpy(), frames.transpose(0, 3, 1, 2))
     lossy = model.embed(video=video(counting_frames(12)))["video"]
     assert lossy.shape == (1, 32)
 
